@@ -1,0 +1,1 @@
+"""Direct Retrieval-augmented Optimization (arXiv 2505.03075) as an RL framework."""

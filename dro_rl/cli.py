@@ -1,0 +1,203 @@
+"""The command line. Every command is one call; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dro_rl.errors import UserError
+from dro_rl.recipe import Recipe
+
+app = typer.Typer(
+    help="Direct Retrieval-augmented Optimization: train a selector and a generator end to end.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(help="A recipe's file, or the name of one that the project carries.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
+]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+
+
+def main() -> None:
+    """Entry point: a user's error is one message and exit code 2, ours keeps its traceback."""
+    # Quiet libraries, here and in every process that is started from here.
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+    ):
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe; not needed with --resume.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run at its next iteration.")
+    ] = None,
+) -> None:
+    """Train both policies of a recipe."""
+    given = [recipe] if recipe else []
+    loaded = _resumed(resume, [*given, *(overrides or [])]) if resume else _load(recipe, overrides)
+    _prepare_process(loaded)
+    from dro_rl.tracking.console import Console
+    from dro_rl.tracking.run_directory import RunDirectory
+    from dro_rl.trainer import train as run_training
+
+    console = Console()
+    run = run_training(loaded, console, RunDirectory.open(resume.absolute()) if resume else None)
+    evaluations = run.evaluations()
+    console.evaluations(evaluations)
+    if len(evaluations) > 1:
+        last = evaluations[-1]["iteration"]
+        console.examples(run.evaluated_questions(0), run.evaluated_questions(last))
+    console.say(f"\nrun directory: {run.path}")
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe; show it resolved, its sizes in words, and the memory of each process."""
+    loaded = _load(recipe, overrides)
+    import yaml
+
+    from dro_rl.estimate import in_words, memory
+
+    print(yaml.safe_dump(loaded.resolved(), sort_keys=False, allow_unicode=True))
+    print("\n".join(in_words(loaded)))
+    print("\nMemory a process, activations not counted [GiB]:")
+    for process, gib, what in memory(loaded):
+        print(f"  {process:<18} {gib:>8}  {what}")
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    overrides: Overrides = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Other questions: .jsonl, or HotpotQA's .json.")
+    ] = None,
+    iteration: Annotated[int | None, typer.Option(help="Default: the last.")] = None,
+) -> None:
+    """Evaluate a run's policies, on its held-out questions or on others."""
+    from dro_rl.recipe_file import load_recipe, localise
+
+    _require_run(run)
+    loaded = localise(load_recipe(str(run / "recipe.yaml"), _with_environment(overrides)))
+    _prepare_process(loaded)
+    from dro_rl.inference import evaluate_run
+    from dro_rl.tracking.console import Console
+
+    evaluate_run(run.absolute(), loaded, data, iteration, Console())
+
+
+@app.command()
+def warmup(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for selector/ and generator/.")
+    ] = None,
+) -> None:
+    """Make the policies that training starts from, by supervised warm-up."""
+    loaded = _load(recipe, overrides)
+    _prepare_process(loaded)
+    from dro_rl.tracking.console import Console
+    from dro_rl.warmup import warm_up
+
+    console = Console()
+    made = warm_up(loaded, output, console)
+    changes = [f"{p}.model={path}" for p, path in made.items()]
+    console.say(f"warmed up: dro-rl train {recipe} {' '.join(changes)}")
+
+
+@app.command()
+def answer(
+    run: RunPath,
+    question: str,
+    documents: Annotated[
+        Path | None, typer.Option(help="JSON lines of title and text to select from.")
+    ] = None,
+    iteration: Annotated[int | None, typer.Option(help="Default: the last.")] = None,
+) -> None:
+    """Retrieve, select and answer; show the selected documents."""
+    from dro_rl.recipe_file import load_recipe, localise
+
+    _require_run(run)
+    loaded = localise(load_recipe(str(run / "recipe.yaml")))
+    _prepare_process(loaded)
+    from dro_rl.inference import answer_question
+    from dro_rl.tracking.console import Console
+
+    answer_question(run.absolute(), loaded, question, documents, iteration, Console())
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _load(name: str | None, overrides: list[str] | None) -> Recipe:
+    from dro_rl.recipe_file import load_recipe, localise
+
+    if name is None:
+        raise UserError("which recipe? Give its file, or --resume RUN")
+    return localise(load_recipe(name, _with_environment(overrides)))
+
+
+def _with_environment(overrides: list[str] | None) -> list[str]:
+    """Overrides of the command line after those of DRO_RL_OVERRIDES (for `ray job submit`)."""
+    return [*shlex.split(os.environ.get("DRO_RL_OVERRIDES", "")), *(overrides or [])]
+
+
+_MAY_CHANGE = ("training.iterations", "training.early_stop", "cluster.", "rollout.workers")
+
+
+def _resumed(run: Path, overrides: list[str]) -> Recipe:
+    from dro_rl.recipe_file import load_recipe, localise
+
+    _require_run(run)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(
+                f"--resume {run} uses the run's own recipe: drop {override}, or start a new run"
+            )
+        if not override.startswith(_MAY_CHANGE):
+            raise UserError(
+                f"override {override!r}: a resumed run may change only {', '.join(_MAY_CHANGE)} "
+                "(anything else would be another experiment): start a new run for it"
+            )
+    place = f"tracking.run_dir={run.absolute()}"
+    return localise(load_recipe(str(run / "recipe.yaml"), [*overrides, place]))
+
+
+def _require_run(run: Path) -> None:
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run}: not a run directory (it has no recipe.yaml)")
+
+
+def _prepare_process(recipe: Recipe) -> None:
+    """What must stand in the environment before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(recipe.cluster.threads))
+    if recipe.cluster.mode == "local" and recipe.rollout.engine == "vllm":
+        from dro_rl.rollout.environment import engine_environment
+
+        os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))

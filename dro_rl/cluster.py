@@ -1,0 +1,260 @@
+"""Starts the processes of a run: on Ray, or all in this process (`cluster.mode: local`).
+
+Both give `Team`s with the same calls, so the trainer does not know which it has.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from dro_rl.errors import UserError
+from dro_rl.recipe import ClusterSection
+
+Done = Callable[[int], None]
+
+
+class Team(Protocol):
+    """n workers of one role."""
+
+    def ready(self) -> list[Any]:
+        """Wait until every worker is made; what each says of itself."""
+        ...
+
+    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
+        """Start a method on every worker; the returned function waits for all results."""
+        ...
+
+    def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
+        """One call a chunk, on whichever worker is free; results in the chunks' order.
+
+        `done(i)` is called as chunk i's result arrives.
+        """
+        ...
+
+
+class Cluster(Protocol):
+    """Where workers live."""
+
+    def start(self, role: str, cls: type, copies: int, env: Mapping[str, str], *args: Any) -> Team:
+        """Begin to make `copies` of cls(*args), each in a process of its own with `env` on Ray.
+
+        Does not wait: roles start side by side, and `Team.ready` waits for one.
+        """
+        ...
+
+
+@contextmanager
+def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
+    """The cluster of a recipe; everything started on it ends with the block.
+
+    Args:
+        section: the recipe's `cluster`.
+        processes: how many workers the run will start, to divide the GPUs among.
+    Raises:
+        UserError: the Ray address does not answer.
+    """
+    if section.mode == "local":
+        yield _LocalCluster()
+        return
+    import ray
+
+    _connect(section, processes)
+    cluster = _RayCluster(section, _gpu_share(processes))
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        ray.shutdown()
+
+
+# --- in this process ------------------------------------------------------------------------------
+
+
+class _LocalTeam:
+    def __init__(self, workers: list[Any]) -> None:
+        self.workers = workers
+
+    def ready(self) -> list[Any]:
+        return [w.ready() for w in self.workers]
+
+    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
+        results = [getattr(w, method)(*args) for w in self.workers]
+        return lambda: results
+
+    def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
+        results = []
+        for i, chunk in enumerate(chunks):
+            results.append(getattr(self.workers[i % len(self.workers)], method)(*chunk))
+            done(i)
+        return results
+
+
+class _LocalCluster:
+    def start(self, role: str, cls: type, copies: int, env: Mapping[str, str], *args: Any) -> Team:
+        os.environ.update(env)
+        return _LocalTeam([cls(*args) for _ in range(copies)])
+
+
+# --- on Ray ---------------------------------------------------------------------------------------
+
+
+class Host:
+    """The actor that holds a worker. It makes the worker in a call of its own, because an error
+    in an actor's constructor loses its type on the way to the driver."""
+
+    def __init__(self) -> None:
+        self.worker: Any = None
+
+    def make(self, cls: type, args: tuple) -> None:
+        self.worker = cls(*args)
+
+    def ready(self) -> Any:
+        return self.worker.ready()
+
+    def call(self, method: str, args: tuple) -> Any:
+        return getattr(self.worker, method)(*args)
+
+
+class _RayTeam:
+    def __init__(self, role: str, actors: list[Any], section: ClusterSection) -> None:
+        self.role, self.actors = role, actors
+        self.timeout, self.start_timeout = section.call_timeout, section.start_timeout
+        self.made: list[Any] = []
+
+    def make(self, cls: type, args: tuple) -> None:
+        self.made = [actor.make.remote(cls, args) for actor in self.actors]
+
+    def ready(self) -> list[Any]:
+        self._get(self.made, "start", self.start_timeout)
+        refs = [actor.ready.remote() for actor in self.actors]
+        return self._get(refs, "ready", self.start_timeout)
+
+    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
+        import ray
+
+        shared = ray.put(args)  # once for all workers
+        refs = [actor.call.remote(method, shared) for actor in self.actors]
+        return lambda: self._get(refs, method, self.timeout)
+
+    def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
+        import ray
+
+        results: list[Any] = [None] * len(chunks)
+        waiting = list(enumerate(chunks))[::-1]
+        running: dict[Any, tuple[int, Any]] = {}
+        idle = list(self.actors)
+        while waiting or running:
+            while waiting and idle:
+                (index, chunk), actor = waiting.pop(), idle.pop()
+                running[actor.call.remote(method, chunk)] = (index, actor)
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=self.timeout)
+            if not ready:
+                raise self._too_slow(method, self.timeout)
+            index, actor = running.pop(ready[0])
+            idle.append(actor)
+            results[index] = self._get(ready, method, self.timeout)[0]
+            done(index)
+        return results
+
+    def _get(self, refs: list[Any], method: str, timeout: float) -> list[Any]:
+        import ray
+
+        try:
+            return ray.get(refs, timeout=timeout)
+        except ray.exceptions.GetTimeoutError as error:
+            raise self._too_slow(method, timeout) from error
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from error
+            raise
+
+    def _too_slow(self, method: str, timeout: float) -> UserError:
+        setting = "start_timeout" if method in ("start", "ready") else "call_timeout"
+        return UserError(
+            f"{self.role}: {method} did not answer within {timeout:.0f} s: see the workers' logs "
+            f"(`ray logs`), or raise cluster.{setting}"
+        )
+
+
+class _RayCluster:
+    def __init__(self, section: ClusterSection, gpus: float) -> None:
+        self.section, self.gpus = section, gpus
+        self.actors: list[Any] = []
+
+    def start(self, role: str, cls: type, copies: int, env: Mapping[str, str], *args: Any) -> Team:
+        import ray
+
+        # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
+        options = {
+            "num_cpus": 0,
+            "num_gpus": self.gpus,
+            "runtime_env": {"env_vars": dict(env)},
+        }
+        actors = [ray.remote(Host).options(**options).remote() for _ in range(copies)]
+        self.actors += actors
+        team = _RayTeam(role, actors, self.section)
+        team.make(cls, args)
+        return team
+
+    def stop(self) -> None:
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def _connect(section: ClusterSection, processes: int) -> None:
+    import ray
+
+    # Inside `ray job submit` the environment names the cluster; there ray.init() takes no other.
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no token file in the home folder
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(processes, os.cpu_count() or 1),
+            object_store_memory=200_000_000 if not _has_gpu() else None,
+            configure_logging=True,
+            logging_level="WARNING",
+        )
+        return
+    _check_answers(address)
+    try:
+        ray.init(address=address, logging_level="WARNING")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cluster.address {address}: no Ray head answers there ({error}). Start one with "
+            "`ray start --head`, or drop the address to run Ray inside this process"
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself retries for minutes before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address {address}: nothing answers there ({error}). Start a head with "
+            "`ray start --head`, or drop the address to run Ray inside this process"
+        ) from error
+
+
+def _has_gpu() -> bool:
+    return os.path.exists("/dev/nvidia0")
+
+
+def _gpu_share(processes: int) -> float:
+    """Each process's share of a GPU, so that all of them fit: 1 / ceil(processes / GPUs)."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    return 1 / math.ceil(processes / gpus) if gpus else 0.0

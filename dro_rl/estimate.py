@@ -1,0 +1,96 @@
+"""What a recipe will do and need, worked out from the recipe alone: no torch, no model loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+
+from dro_rl.recipe import PolicySection, Recipe
+
+_GIB = 2**30
+_OPTIMISER_BYTES = 16  # float32 weight, gradient and AdamW's two moments
+_ENGINE_GIB = 1.7  # a vLLM process before weights and cache, measured on a CPU
+_TORCH_GIB = 0.6  # a torch and transformers process before weights
+
+
+def in_words(recipe: Recipe) -> list[str]:
+    """The derived sizes, a sentence each."""
+    training, algorithm = recipe.training, recipe.algorithm
+    questions = training.questions_per_iteration
+    lines = [
+        f"Each of {training.iterations} iterations takes "
+        + ("all training questions" if questions == "all" else f"{questions} questions")
+        + f", draws {algorithm.samples} selections of up to {recipe.selector.documents} of "
+        f"{recipe.retrieval.candidates} documents for each, and weights them by {recipe.reward}.",
+        f"The M-step passes over them {_times(training.epochs)}; an optimiser step takes "
+        f"{training.batch_size} questions ({training.batch_size * algorithm.samples} selections), "
+        f"{training.microbatch_size} questions ({training.microbatch_size * algorithm.samples} "
+        "selections, equal ones computed once) in a forward pass.",
+    ]
+    if questions != "all":
+        steps = -(-questions // training.batch_size) * training.epochs
+        lines.append(
+            f"That is {steps} optimiser steps an iteration, {steps * training.iterations} in all, "
+            f"and {questions * algorithm.samples * training.iterations} selections drawn."
+        )
+    lines.append(f"It trains: {', '.join(algorithm.train)}.")
+    return lines
+
+
+def memory(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """(process, GiB, what it holds) for each process; activations come on top."""
+    rows = []
+    for name, section in (("selector", recipe.selector), ("generator", recipe.generator)):
+        count = parameters(section)
+        if count is None:
+            rows.append((name, "unknown", f"the size of {section.model} is not known from here"))
+            continue
+        width = 2 if section.dtype == "bfloat16" else 4
+        weights = count * width / _GIB
+        engine = _ENGINE_GIB + weights + recipe.rollout.cpu_cache_gib
+        rows.append((f"{name} engine", f"{engine:.1f}", "process, weights, key-value cache"))
+        if name == "generator":
+            rows.append(("reward service", f"{_TORCH_GIB + weights:.1f}", "process, weights"))
+        if name in recipe.algorithm.train:
+            if section.lora:
+                held, what = weights, "process, frozen weights, adapters"
+            else:
+                held, what = count * _OPTIMISER_BYTES / _GIB, "process, weights, AdamW, gradients"
+            rows.append((f"{name} learner", f"{_TORCH_GIB + held:.1f}", what))
+    return rows
+
+
+def parameters(section: PolicySection) -> int | None:
+    """How many parameters a policy has, where the recipe or the model's folder says so."""
+    folder = Path(section.model).expanduser()
+    if section.model.startswith("builtin/"):
+        folder = Path(__file__).parent / section.model
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if files:
+        return sum(_stored_parameters(f) for f in files)
+    if section.init == "scratch":
+        s = section.scratch
+        layer = 4 * s.hidden_size**2 + 3 * s.hidden_size * s.intermediate_size
+        return s.vocabulary * s.hidden_size + s.layers * layer
+    named = re.search(r"(\d+(?:\.\d+)?)[bB](?![a-z])", section.model)  # Qwen2.5-1.5B-Instruct
+    return int(float(named[1]) * 1e9) if named else None
+
+
+def _stored_parameters(path: Path) -> int:
+    """Read off the header of a safetensors file: 8 bytes of length, then JSON."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            size = 1
+            for extent in tensor["shape"]:
+                size *= extent
+            total += size
+    return total
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"

@@ -1,0 +1,135 @@
+"""Using a trained pair: evaluation of a run, and answering one question."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from dro_rl import checkpoint
+from dro_rl.cluster import open_cluster
+from dro_rl.data import load_examples
+from dro_rl.data.hotpotqa import read_publishers
+from dro_rl.data.jsonl import read_jsonl
+from dro_rl.errors import UserError
+from dro_rl.evaluator import evaluate
+from dro_rl.questions import load_questions
+from dro_rl.recipe import Bm25Retrieval, PolicyName, Recipe
+from dro_rl.records import Example
+from dro_rl.retrieval import add_candidates
+from dro_rl.retrieval.corpus import read_corpus
+from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.teams import process_count, start_teams
+from dro_rl.tracking.console import Console
+from dro_rl.tracking.run_directory import RunDirectory, write_text
+
+
+def evaluate_run(
+    path: Path, recipe: Recipe, data: Path | None, iteration: int | None, console: Console
+) -> None:
+    """Evaluate a checkpoint; results go to `evaluation/`, named by the data when it is other."""
+    run = RunDirectory.open(path)
+    at, models = policies_of(run, recipe, iteration)
+    examples = _questions(recipe, data)
+    with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
+        teams = start_teams(recipe, cluster, models, console, None)
+        summary, rows = evaluate(teams, examples, at, console)
+    console.evaluations([summary])
+    if data is None:
+        run.write_evaluation(at, summary, rows)
+        return
+    place = run.path / "evaluation" / f"{data.stem}-iteration-{at:04d}.json"
+    write_text(place, json.dumps(summary, indent=1) + "\n")
+    console.say(f"written: {place}")
+
+
+def answer_question(
+    path: Path,
+    recipe: Recipe,
+    question: str,
+    documents: Path | None,
+    iteration: int | None,
+    console: Console,
+) -> None:
+    """Print the answer and the documents it came from."""
+    run = RunDirectory.open(path)
+    _, models = policies_of(run, recipe, iteration)
+    rollout = recipe.rollout.model_copy(update={"engine": "transformers"})  # no engine to start
+    recipe = recipe.model_copy(update={"rollout": rollout})
+    example = _asked(recipe, question, documents)
+    candidates = example.candidates
+    selector = RolloutWorker(recipe, "selector", models["selector"])
+    (rolled,) = selector.select([example], 1, 0, True)
+    selection = rolled.selections[0]
+    generator = RolloutWorker(recipe, "generator", models["generator"])
+    (text,) = generator.answer([example], [selection.documents])
+    console.say(text)
+    console.say(f"\nselected {selection.text!r} of {len(candidates)} documents:")
+    for i in selection.documents:
+        console.say(f"  [{i + 1}] {candidates[i].title}: {candidates[i].text}")
+
+
+def policies_of(
+    run: RunDirectory, recipe: Recipe, iteration: int | None
+) -> tuple[int, dict[PolicyName, str]]:
+    """An iteration (by default the last whole one; 0 is the warm start) and its policies.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+    """
+    state = checkpoint.latest(run)
+    at = iteration if iteration is not None else (state.iteration if state else 0)
+    if at and not checkpoint.folder_of(run, at).is_dir():
+        have = state.iteration if state else 0
+        raise UserError(f"{run.path}: no checkpoint of iteration {at}; the last is {have}")
+    return at, {
+        "selector": checkpoint.policy_folder(run, at, "selector", recipe.selector.model),
+        "generator": checkpoint.policy_folder(run, at, "generator", recipe.generator.model),
+    }
+
+
+def _questions(recipe: Recipe, data: Path | None) -> list[Example]:
+    if data is None:
+        return load_questions(recipe).evaluation
+    readers = {".jsonl": read_jsonl, ".json": read_publishers}
+    if data.suffix not in readers:
+        raise UserError(f"{data}: give a .jsonl file, or HotpotQA's .json")
+    examples = readers[data.suffix](str(data))
+    return _with_candidates(recipe, examples, examples)
+
+
+def _with_candidates(
+    recipe: Recipe, examples: list[Example], corpus: list[Example]
+) -> list[Example]:
+    return add_candidates(
+        examples,
+        corpus,
+        recipe.retrieval,
+        seed=recipe.training.seed,
+        required=recipe.selector.documents,
+    )
+
+
+def _asked(recipe: Recipe, question: str, documents: Path | None) -> Example:
+    """The question with its candidates: from the documents given, the corpus, or the data."""
+    asked = Example(id="question", question=question, answers=("",))
+    if documents is not None:
+        asked = replace(asked, candidates=tuple(read_corpus(str(documents))))
+        own = Bm25Retrieval(kind="bm25", corpus="own", candidates=recipe.retrieval.candidates)
+        recipe = recipe.model_copy(update={"retrieval": own})
+        return _with_candidates(recipe, [asked], [])[0]
+    split = load_examples(recipe.data, recipe.training.seed)
+    everything = [*split.train, *split.evaluation]
+    if recipe.retrieval.kind == "bm25" and recipe.retrieval.corpus == "pooled":
+        return _with_candidates(recipe, [asked], everything)[0]
+    known = {_normalised(e.question): e for e in everything}
+    if _normalised(question) not in known:
+        raise UserError(
+            "this run's documents come with its questions, and this question is none of them: "
+            "give documents to select from with --documents FILE (JSON lines of title and text)"
+        )
+    return _with_candidates(recipe, [known[_normalised(question)]], [])[0]
+
+
+def _normalised(question: str) -> str:
+    return " ".join(question.split()).casefold()

@@ -1,0 +1,259 @@
+"""One policy's M-step: forward, backward, optimiser, schedule, state. Selector and generator
+use the same class; what differs is which completions of which prompts they learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dro_rl.errors import UserError
+from dro_rl.policy import causal_lm
+from dro_rl.policy.distinct import SelectionGrammar
+from dro_rl.policy.likelihood import Completion, token_log_likelihoods
+from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
+from dro_rl.policy.weights import pack
+from dro_rl.prompts import write_selection
+from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.records import Example, Rollout, WeightedRollout
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimiser step did, before it: see docs/metrics.md.
+
+    `logp` is the mean log-likelihood of the targets and `logp_gap` the mean distance of it from
+    the log-probability they were sampled with [nats]: rounding in an iteration's first step, then
+    how far the policy has moved from the one that sampled.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    logp: float
+    logp_gap: float
+    tokens: int
+
+
+class Learner:
+    """Trains one policy.
+
+    Args:
+        recipe: the experiment.
+        policy: which of its policies.
+        model: folder or hub name to start from.
+        total_steps: optimiser steps of the whole run, for the schedule.
+        learning_rate: peak.
+    """
+
+    def __init__(
+        self, recipe: Recipe, policy: PolicyName, model: str, total_steps: int, learning_rate: float
+    ) -> None:
+        torch.set_num_threads(recipe.cluster.threads)
+        torch.manual_seed(recipe.training.seed)
+        self.recipe, self.policy = recipe, policy
+        self.section = recipe.policy(policy)
+        self.writer = causal_lm.prompt_writer(self.section, model)
+        self.model: Any = causal_lm.load_model(self.section, model, training=True)
+        if self.section.lora:
+            self.model = causal_lm.add_lora(self.model, self.section)
+        self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(),
+            lr=learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=recipe.training.weight_decay,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, _schedule(recipe.training, total_steps)
+        )
+        self._grammars: dict[int, SelectionGrammar] = {}
+
+    def ready(self) -> dict[str, float]:
+        """Parameters, for the start-up table."""
+        return {
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trainable": sum(p.numel() for p in self.trainable.values()),
+        }
+
+    # --- the step -------------------------------------------------------------------------------
+
+    def step(self, batch: Sequence[WeightedRollout]) -> StepMetrics:
+        """One optimiser step on a batch of questions."""
+        return self.step_on([self.targets(w) for w in batch])
+
+    def step_on(self, groups: Sequence[Sequence[Target]]) -> StepMetrics:
+        """One optimiser step; the loss is the mean over groups of the sum of their terms.
+
+        Micro-batches hold whole questions and each loss is divided by the batch's number of
+        questions, so the gradient does not depend on where the batch is split.
+        """
+        size = self.recipe.training.microbatch_size
+        ordered = sorted(groups, key=_longest)  # equal lengths side by side: less padding
+        loss, logp, gaps, terms, tokens = 0.0, 0.0, [], 0, 0
+        for start in range(0, len(ordered), size):
+            targets = [t for g in ordered[start : start + size] for t in g]
+            if not targets:
+                continue
+            logps = self._log_likelihoods(targets)
+            weights = torch.tensor([t.coefficient for t in targets], device=logps.device)
+            micro = -(weights * logps).sum() / len(groups)
+            micro.backward()
+            loss += micro.item()
+            values = logps.tolist()
+            logp += sum(values)
+            gaps += [
+                abs(v - t.logq) for v, t in zip(values, targets, strict=True) if t.logq is not None
+            ]
+            terms += len(targets)
+            tokens += sum(len(c) for t in targets for c in t.completions)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.trainable.values(), self.recipe.training.max_grad_norm
+        )
+        learning_rate = self.schedule.get_last_lr()[0]
+        if terms:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        gap = sum(gaps) / max(len(gaps), 1)
+        return StepMetrics(loss, float(norm), learning_rate, logp / max(terms, 1), gap, tokens)
+
+    def targets(self, weighted: WeightedRollout) -> list[Target]:
+        """A group's loss terms; equal ones are added up, so each is computed once."""
+        if self.policy == "selector":
+            return self._selector_targets(weighted)
+        return self._generator_targets(weighted)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """log p of every selection under the current weights [nats]: one list a question."""
+        scores = []
+        with torch.no_grad():
+            for r in rollouts:
+                unique = {s.token_ids: self._selection(r, s.token_ids) for s in r.selections}
+                logps = self._log_likelihoods([Target((c,)) for c in unique.values()])
+                table = dict(zip(unique, logps.tolist(), strict=True))
+                scores.append([table[s.token_ids] for s in r.selections])
+        return scores
+
+    def _selector_targets(self, weighted: WeightedRollout) -> list[Target]:
+        total: dict[tuple[int, ...], float] = {}
+        logq = {s.token_ids: s.logp for s in weighted.rollout.selections}
+        for s, c in zip(weighted.rollout.selections, weighted.selector, strict=True):
+            total[s.token_ids] = total.get(s.token_ids, 0.0) + c
+        return [
+            Target((self._selection(weighted.rollout, ids),), c, logq[ids])
+            for ids, c in total.items()
+            if c != 0.0
+        ]
+
+    def _selection(self, rollout: Rollout, token_ids: tuple[int, ...]) -> Completion:
+        allowed = None
+        if self.recipe.rollout.decoding == "distinct":
+            allowed = self._grammar(len(rollout.example.candidates)).allowed_table(token_ids)
+        return Completion(rollout.prompt_ids, token_ids, allowed)
+
+    def _grammar(self, n: int) -> SelectionGrammar:
+        if n not in self._grammars:
+            self._grammars[n] = SelectionGrammar(self.writer, n, self.recipe.selector.documents)
+        return self._grammars[n]
+
+    def _generator_targets(self, weighted: WeightedRollout) -> list[Target]:
+        total: dict[tuple[int, ...], float] = {}
+        for s, c in zip(weighted.rollout.selections, weighted.generator, strict=True):
+            total[s.documents] = total.get(s.documents, 0.0) + c
+        answers = self.recipe.generator.answers
+        return [
+            answer_target(self.writer, weighted.rollout.example, documents, answers, c)
+            for documents, c in total.items()
+            if c != 0.0
+        ]
+
+    def _log_likelihoods(self, targets: Sequence[Target]) -> Tensor:
+        with self._autocast():
+            return target_log_likelihoods(self.model, targets)
+
+    def _autocast(self) -> torch.autocast:
+        return causal_lm.autocast(self.section, self.model)
+
+    # --- weights and state ----------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The policy's weights for the engines: LoRA folded in, in the recipe's dtype."""
+        dtype = causal_lm.forward_dtype(self.section)
+        return pack({n: w.detach().to(dtype) for n, w in causal_lm.merged_weights(self.model)})
+
+    def probe(self, example: Example) -> tuple[Completion, list[float]]:
+        """A fixed completion for an example, and log p of each of its tokens, unconstrained
+        [nats]: what every engine that holds these weights must agree on."""
+        k = self.recipe.selector.documents
+        if self.policy == "selector":
+            prompt = self.writer.select(example.question, example.candidates, k)
+            token_ids = self.writer.completion(write_selection(range(k)))
+            completion = Completion(prompt.token_ids, token_ids)
+        else:
+            completion = answer_target(self.writer, example, range(k), "first").completions[0]
+        self.model.eval()
+        with torch.no_grad(), self._autocast():
+            logps = token_log_likelihoods(self.model, [completion])[0]
+        self.model.train()
+        return completion, logps.tolist()
+
+    def save(self, folder: Path) -> None:
+        """The policy in Hugging Face format, and beside it what resuming needs."""
+        dtype = causal_lm.forward_dtype(self.section)
+        causal_lm.save_policy(self.model, self.writer.tokenizer, folder, dtype)
+        torch.save(
+            {
+                "trainable": {n: p.detach().cpu() for n, p in self.trainable.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+            },
+            folder.with_name(f"{self.policy}.learner.pt"),
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Continue from what `save(folder)` wrote.
+
+        Raises:
+            UserError: the state is not there or belongs to another model.
+        """
+        path = folder.with_name(f"{self.policy}.learner.pt")
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.no_grad():
+                for name, parameter in self.trainable.items():
+                    parameter.copy_(state["trainable"][name])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: cannot be resumed from ({error}); resume an earlier iteration's folder "
+                "or start a new run"
+            ) from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+
+
+def _longest(group: Sequence[Target]) -> int:
+    return max((len(c) for t in group for c in t.completions), default=0)
+
+
+def _schedule(training: Any, total_steps: int):
+    """Learning-rate factor of a step: linear warm-up, then constant or cosine to zero."""
+
+    def factor(step: int) -> float:
+        if step < training.warmup_steps:
+            return (step + 1) / training.warmup_steps
+        if training.schedule == "constant":
+            return 1.0
+        span = max(1, total_steps - training.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - training.warmup_steps) / span)))
+
+    return factor

@@ -1,0 +1,182 @@
+"""Loading and saving a causal LM policy: hub name or folder, full weights or LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dro_rl.errors import UserError
+from dro_rl.prompts import PromptWriter, prompt_style
+from dro_rl.recipe import PolicySection
+
+BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub name that a recipe's `model` or `init` means.
+
+    `builtin/NAME` is a model that this package carries.
+
+    Raises:
+        UserError: a folder that is not a model's, or a path that does not exist.
+    """
+    if name.startswith("builtin/"):
+        folder = BUILTIN / name.removeprefix("builtin/")
+        if not folder.is_dir():
+            known = ", ".join(f"builtin/{p.name}" for p in sorted(BUILTIN.glob("*/")))
+            raise UserError(f"{name}: this package carries no such model; it has {known}")
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{name}: not a model's folder (it has no config.json): give the folder that "
+                "save_pretrained wrote"
+            )
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"{name}: no such folder, and not a hub name of the form owner/name. If a warm-up is "
+            "to make it, run `dro-rl warmup RECIPE` first"
+        )
+    return name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        UserError: it cannot be loaded or has no end-of-sequence token.
+    """
+    source = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, "tokenizer", error) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no end-of-sequence token: set eos_token in it")
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: needs a fast tokenizer (a tokenizer.json)")
+    return tokenizer
+
+
+def prompt_writer(section: PolicySection, name: str) -> PromptWriter:
+    """The writer of prompts for the policy that `name` holds, under the recipe's section."""
+    tokenizer = load_tokenizer(name)
+    style = prompt_style(tokenizer, section.prompt)
+    return PromptWriter(tokenizer, style, section.max_length - section.max_new_tokens)
+
+
+def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrainedModel:
+    """A causal LM on this process's device.
+
+    For training, weights that learn are float32 whatever `dtype` says, since a bfloat16 weight
+    loses updates smaller than 1/256 of it; the forward pass then runs under autocast.
+
+    Raises:
+        UserError: it cannot be loaded, or its context is shorter than `max_length`.
+    """
+    source = resolve_model(name)
+    full = training and section.lora is None
+    dtype = torch.float32 if full else _DTYPES[section.dtype]
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, "model", error) from error
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and context < section.max_length:
+        raise UserError(
+            f"max_length {section.max_length} exceeds the context of {name} ({context} tokens): "
+            f"set max_length to {context} or less"
+        )
+    if section.gradient_checkpointing and training:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).train(training)
+
+
+def forward_dtype(section: PolicySection) -> torch.dtype:
+    """The dtype that forward passes run in."""
+    return _DTYPES[section.dtype]
+
+
+def autocast(section: PolicySection, model: nn.Module) -> torch.autocast:
+    """The context in which the policy's forward passes run."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=section.dtype == "bfloat16")
+
+
+def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
+    """The model with fresh LoRA adapters (peft), whose weights are float32."""
+    from peft import LoraConfig, get_peft_model
+
+    assert section.lora is not None
+    config = LoraConfig(
+        r=section.lora.rank,
+        lora_alpha=section.lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=section.lora.dropout,
+        target_modules=section.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    if section.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights under their plain Hugging Face names, LoRA folded in, the model left untouched.
+
+    W + BA is computed beside W: merging in place and back would drift by rounding each time.
+    A tied output embedding is left out, as Hugging Face checkpoints do.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    plain = _without_peft(model)
+    tied = bool(getattr(plain.config, "tie_word_embeddings", False))
+    deltas = {
+        name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)
+    }
+    for name, weight in plain.state_dict().items():
+        if "lora_" in name or (tied and name == "lm_head.weight"):
+            continue
+        owner = name.removesuffix(".weight").removesuffix(".base_layer")
+        if owner in deltas and name.endswith(".weight"):
+            delta = deltas[owner].get_delta_weight("default")  # type: ignore[operator]
+            weight = (weight.float() + delta.float()).to(weight.dtype)
+        yield name.replace(".base_layer.", "."), weight
+
+
+def save_policy(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype
+) -> None:
+    """Write the policy in Hugging Face format, LoRA folded in, weights in `dtype`."""
+    plain = _without_peft(model)
+    state = {name: w.detach().to("cpu", dtype) for name, w in merged_weights(model)}
+    plain.save_pretrained(folder, state_dict=state)
+    config = type(plain.config).from_pretrained(folder)
+    config.dtype = dtype  # save_pretrained writes the dtype that the learner trains in
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _without_peft(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _not_loadable(name: str, what: str, error: Exception) -> UserError:
+    first_line = str(error).strip().splitlines()[0][:200]
+    return UserError(
+        f"{name}: its {what} could not be loaded ({first_line}). Give a folder in Hugging Face "
+        "format, or a hub name and a connection to the hub (HF_TOKEN for gated models)"
+    )

@@ -1,0 +1,58 @@
+"""What a policy is asked the likelihood of: a selection, or any of the reference answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dro_rl.policy.likelihood import Completion, log_likelihood
+from dro_rl.prompts import PromptWriter
+from dro_rl.records import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One term of a group's loss: -coefficient * log sum_a p(completion_a).
+
+    More than one completion means alternatives (several reference answers). `logq` is the
+    log-probability [nats] that a completion was sampled with, where it was sampled.
+    """
+
+    completions: tuple[Completion, ...]
+    coefficient: float = 1.0
+    logq: float | None = None
+
+
+def answer_target(
+    writer: PromptWriter,
+    example: Example,
+    documents: Sequence[int],
+    answers: str,
+    coefficient: float = 1.0,
+) -> Target:
+    """The reference answers after the generator's prompt for the selected documents.
+
+    `answers` is the recipe's `generator.answers`: "first" or "any".
+    """
+    chosen = [example.candidates[i] for i in documents]
+    prompt = writer.answer(example.question, chosen).token_ids
+    wanted = example.answers if answers == "any" else example.answers[:1]
+    completions = tuple(Completion(prompt, writer.completion(a)) for a in wanted)
+    return Target(completions, coefficient)
+
+
+def target_log_likelihoods(model: PreTrainedModel, targets: Sequence[Target]) -> Tensor:
+    """log of the sum over each target's completions of p(completion | prompt) [nats], float32.
+
+    At least one target; returns (targets,).
+    """
+    flat = [c for t in targets for c in t.completions]
+    logps = log_likelihood(model, flat)
+    if len(flat) == len(targets):
+        return logps
+    parts = logps.split([len(t.completions) for t in targets])
+    return torch.stack([p.logsumexp(0) for p in parts])

@@ -1,0 +1,339 @@
+"""The recipe: every setting of an experiment, typed and strict. Imports no torch, Ray or vLLM."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+PolicyName = Literal["selector", "generator"]
+POLICIES: tuple[PolicyName, ...] = ("selector", "generator")
+
+
+class Section(BaseModel):
+    """A part of the recipe. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class FactsData(Section):
+    """The built-in closed world: generated questions, nothing to download."""
+
+    kind: Literal["facts"]
+    train_questions: PositiveInt = 1024
+    evaluation_questions: PositiveInt = 200
+    documents: int = Field(default=8, ge=4, le=20, description="documents a question")
+    rumours: Rate = Field(default=0.3, description="share of documents that contradict the truth")
+
+
+class HotpotData(Section):
+    """HotpotQA: the publishers' JSON file, or the hub's layout through `datasets`."""
+
+    kind: Literal["hotpotqa"]
+    path: str = Field(description="a .json file, a folder in the hub's layout, or a hub name")
+    configuration: Literal["distractor", "fullwiki"] = "distractor"
+    train_split: str = "train"
+    evaluation_split: str = "validation"
+    evaluation_path: str | None = Field(
+        default=None, description="another .json file for evaluation"
+    )
+    evaluation_questions: PositiveInt | None = Field(
+        default=None,
+        description="how many; taken from the end of one .json file when it is the only one",
+    )
+    train_questions: PositiveInt | None = None
+
+
+class JsonlData(Section):
+    """JSON lines: id, question, answers, documents[title, text, is_gold]."""
+
+    kind: Literal["jsonl"]
+    path: str
+    evaluation_path: str | None = Field(default=None, description="another file for evaluation")
+    evaluation_questions: PositiveInt | None = Field(
+        default=None, description="how many; taken from the end of `path` when it is the only file"
+    )
+    train_questions: PositiveInt | None = None
+
+
+Data = Annotated[FactsData | HotpotData | JsonlData, Field(discriminator="kind")]
+
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+class RetrievalSection(Section):
+    candidates: PositiveInt = Field(default=20, description="N, documents the selector reads")
+    shuffle: bool = Field(
+        default=True, description="seeded order per question: position tells nothing"
+    )
+
+
+class GivenRetrieval(RetrievalSection):
+    """The documents that come with the question."""
+
+    kind: Literal["given"]
+
+
+class Bm25Retrieval(RetrievalSection):
+    """BM25, stemmed, over the paragraphs of all questions or over each question's own."""
+
+    kind: Literal["bm25"]
+    corpus: Literal["pooled", "own"] = Field(
+        default="pooled",
+        description="pooled: paragraphs of all questions; own: rank the question's own",
+    )
+    corpus_path: str | None = Field(
+        default=None, description="JSON lines of title and text, instead"
+    )
+    k1: PositiveFloat = 1.5
+    b: Rate = 0.75
+    cache_dir: str = "~/.cache/dro_rl/retrieval"
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> Bm25Retrieval:
+        if self.corpus_path and self.corpus == "own":
+            raise ValueError("corpus: own ranks the question's own documents: drop corpus_path")
+        return self
+
+
+Retrieval = Annotated[GivenRetrieval | Bm25Retrieval, Field(discriminator="kind")]
+
+# --- policies -----------------------------------------------------------------------------------
+
+
+class Lora(Section):
+    """Low-rank adapters (peft) on the linear layers."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Rate = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Scratch(Section):
+    """A small Llama from random weights, with a BPE tokenizer trained on the corpus."""
+
+    hidden_size: PositiveInt = 128
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    intermediate_size: PositiveInt = 384
+    vocabulary: int = Field(default=4096, ge=300)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Scratch:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 8:
+            raise ValueError("hidden_size must be a multiple of 8 * heads")
+        return self
+
+
+class PolicySection(Section):
+    model: str = Field(description="what training starts from: a folder or a hub name")
+    init: str | None = Field(
+        default=None,
+        description="what `dro-rl warmup` makes `model` from: scratch, a folder or a hub name; "
+        "without it `model` is used as it is",
+    )
+    scratch: Scratch = Scratch()
+    prompt: Literal["auto", "plain", "chat"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: Lora | None = None
+    max_length: PositiveInt = Field(
+        default=4096, description="context [tokens]: prompt and completion"
+    )
+    max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
+    learning_rate: PositiveFloat = 1e-6
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> PolicySection:
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError("max_new_tokens must be smaller than max_length")
+        return self
+
+
+class SelectorSection(PolicySection):
+    documents: PositiveInt = Field(default=5, description="K, most documents a selection holds")
+
+
+class GeneratorSection(PolicySection):
+    answers: Literal["first", "any"] = Field(
+        default="first",
+        description="the likelihood of the first reference answer, or of any of them",
+    )
+
+
+# --- the loop -----------------------------------------------------------------------------------
+
+
+class RolloutSection(Section):
+    engine: Literal["vllm", "transformers"] = Field(
+        default="vllm",
+        description="transformers: slow and plain, for machines that vLLM does not support",
+    )
+    workers: PositiveInt = Field(default=1, description="selector engines")
+    decoding: Literal["free", "distinct"] = Field(
+        default="free", description="distinct: only well-formed selections of distinct identifiers"
+    )
+    temperature: PositiveFloat = 1.0
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0: no limit")
+    allow_biased_sampling: bool = False
+    batch_size: PositiveInt = Field(default=64, description="questions a call of an engine")
+    max_sequences: PositiveInt = Field(default=256, description="sequences an engine runs at once")
+    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
+    cpu_cache_gib: PositiveInt = Field(default=1, description="key-value cache without a GPU [GiB]")
+    max_logp_gap: PositiveFloat | None = Field(
+        default=None,
+        description="largest gap of engine and learner on a token of the probe after a sync "
+        "[nats]; by default 1e-4 in float32, 0.5 in bfloat16",
+    )
+
+    @model_validator(mode="after")
+    def _unbiased(self) -> RolloutSection:
+        if (self.top_p < 1 or self.top_k) and not self.allow_biased_sampling:
+            raise ValueError(
+                "top_p and top_k cut the support of the sampling distribution, so importance "
+                "weights cannot correct them: drop them, or set allow_biased_sampling: true"
+            )
+        return self
+
+
+class DroAlgorithm(Section):
+    """DRO, arXiv 2505.03075."""
+
+    kind: Literal["dro"] = "dro"
+    samples: int = Field(default=8, ge=1, description="m, selections a question")
+    tau: PositiveFloat | Literal["per_token"] = Field(
+        default=1.0, description="divides log-likelihoods before weighting; per_token: |y|"
+    )
+    baseline: Literal["none", "uniform"] = Field(
+        default="none",
+        description="uniform: subtract 1/m from the selector's weights (less variance)",
+    )
+    train: list[PolicyName] = Field(default=["selector", "generator"], min_length=1)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> DroAlgorithm:
+        if self.baseline == "uniform" and self.samples == 1:
+            raise ValueError("baseline: uniform with samples: 1 leaves every weight at 0")
+        if len(set(self.train)) != len(self.train):
+            raise ValueError("train names a policy twice")
+        return self
+
+
+class EarlyStop(Section):
+    metric: Literal["em", "f1", "gold_recall", "bound"] = "bound"
+    patience: PositiveInt = Field(
+        default=1, description="iterations without a new best before stopping"
+    )
+
+
+class TrainingSection(Section):
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    iterations: PositiveInt = Field(default=5, description="one E-step and one M-step each")
+    questions_per_iteration: PositiveInt | Literal["all"] = "all"
+    epochs: PositiveInt = Field(default=1, description="passes over an iteration's rollouts")
+    batch_size: PositiveInt = Field(default=32, description="questions an optimiser step")
+    microbatch_size: PositiveInt = Field(
+        default=4, description="questions a forward pass; memory only"
+    )
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear learning-rate warm-up")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    early_stop: EarlyStop | None = None
+
+
+class WarmupSection(Section):
+    """Supervised warm-up: `dro-rl warmup` makes the policies that `dro-rl train` starts from."""
+
+    pretraining: Literal["none", "facts", "corpus"] = Field(
+        default="none",
+        description="before it: the built-in world's curriculum, or language modelling",
+    )
+    pretraining_steps: PositiveInt = Field(default=1000, description="most steps of pretraining")
+    pretraining_learning_rate: PositiveFloat = 1e-3
+    steps: PositiveInt = Field(default=200, description="supervised steps of each policy")
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-5
+    teacher_temperature: PositiveFloat = Field(
+        default=1.0,
+        description="of the retriever's scores: the selector's teacher samples from them",
+    )
+    distractors: int = Field(
+        default=1, ge=0, description="documents beside the gold ones for the generator"
+    )
+
+
+class EvaluationSection(Section):
+    samples: PositiveInt = Field(default=8, description="selections a question for the bound")
+
+
+class TrackingSection(Section):
+    run_dir: str = "runs/dro"
+
+
+class ClusterSection(Section):
+    mode: Literal["ray", "local"] = Field(
+        default="ray", description="local: one process, for debugging"
+    )
+    address: str | None = Field(
+        default=None, description="of a running head; none starts Ray inside"
+    )
+    reward_workers: PositiveInt = 1
+    start_timeout: PositiveFloat = Field(default=600, description="for engines to be ready [s]")
+    call_timeout: PositiveFloat = Field(default=3600, description="for any one call [s]")
+    threads: PositiveInt = Field(default=1, description="CPU threads a process")
+
+
+class Recipe(Section):
+    """All settings of an experiment; see docs/recipe.md."""
+
+    data: Data
+    retrieval: Retrieval
+    selector: SelectorSection
+    generator: GeneratorSection
+    rollout: RolloutSection = RolloutSection()
+    reward: str = Field(
+        default="rewards/answer_likelihood.py", description="a file, or module:Class"
+    )
+    algorithm: DroAlgorithm = DroAlgorithm()
+    warmup: WarmupSection = WarmupSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        k, n = self.selector.documents, self.retrieval.candidates
+        if k > n:
+            raise ValueError(f"selector.documents ({k}) exceeds retrieval.candidates ({n})")
+        if isinstance(self.data, FactsData) and n > self.data.documents:
+            raise ValueError(
+                f"retrieval.candidates ({n}) exceeds data.documents ({self.data.documents})"
+            )
+        if self.warmup.pretraining == "facts" and self.data.kind != "facts":
+            raise ValueError("warmup.pretraining: facts belongs to data.kind: facts")
+        if self.algorithm.tau == "per_token" and self.generator.answers == "any":
+            raise ValueError("algorithm.tau: per_token needs generator.answers: first")
+        if self.rollout.temperature != 1 and "selector" not in self.algorithm.train:
+            raise ValueError(
+                "rollout.temperature other than 1 is corrected by the selector learner's "
+                "log-probabilities, so selector must be in algorithm.train"
+            )
+        if self.training.microbatch_size > self.training.batch_size:
+            raise ValueError("training.microbatch_size exceeds training.batch_size")
+        return self
+
+    def policy(self, name: PolicyName) -> PolicySection:
+        """The section of a policy."""
+        return self.selector if name == "selector" else self.generator
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,180 @@
+"""Reading a recipe: YAML, `extends`, dotted overrides, and errors that name the key."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dro_rl.errors import UserError
+from dro_rl.recipe import Recipe
+from dro_rl.resources import find_file
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `extends` merged and overrides applied.
+
+    Args:
+        name: a path, or the name of a recipe that the project carries.
+        overrides: `section.key=value`; the value is read as YAML.
+    Raises:
+        UserError: missing or malformed file, unknown key, wrong type, contradictory settings.
+    """
+    path = find_file(name, "recipes")
+    settings = _read(path, ())
+    for override in overrides:
+        _apply(settings, override)
+    return make_recipe(settings, str(path))
+
+
+def make_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
+    """A checked recipe from plain settings; `source` is named in errors."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(e)}" for e in error.errors())
+        raise UserError(f"{source}: not a valid recipe:\n{lines}") from error
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself: " + " -> ".join(map(str, (*seen, path))))
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UserError(f"{path}{where}: {problem}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections (data, retrieval, selector...)")
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends: must be the name of one recipe, not {base!r}")
+    beside = path.parent / base
+    parent = beside if beside.is_file() else find_file(base, "recipes")
+    return _merge(_read(parent, (*seen, path.resolve())), settings)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins, section by section; a section of another kind replaces the base's whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            other_kind = "kind" in value and value["kind"] != old.get("kind")
+            merged[key] = dict(value) if other_kind else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {override!r}: write section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error
+    *path, last = key.strip().split(".")
+    section = settings
+    for name in path:
+        if section.get(name) is None:
+            section[name] = {}
+        section = section[name]
+        if not isinstance(section, dict):
+            raise UserError(f"override {override!r}: {name} is not a section")
+    section[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One validation error in words: the dotted key, what is wrong, the nearest known key."""
+    keys = [str(k) for k in error["loc"]]
+    dotted = ".".join(_without_tags(keys)) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(Recipe, keys[:-1])
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{dotted}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{dotted}: is required"
+    if error["type"].startswith("union_tag"):
+        context = error.get("ctx", {})
+        return f"{dotted}.kind: must be one of {context.get('expected_tags', '')}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    return f"{dotted}: {message}{shown}"
+
+
+def _without_tags(keys: Sequence[str]) -> list[str]:
+    """Keys as the user wrote them: pydantic puts a union's tag or type into the location."""
+    shown: list[str] = []
+    for key in keys[:-1]:
+        if key in _fields_at(Recipe, shown):
+            shown.append(key)
+    return [*shown, *keys[-1:]]
+
+
+def _fields_at(model: type[BaseModel], keys: Sequence[str]) -> list[str]:
+    names: dict[str, None] = {}
+    for found in _models_at(model, keys):
+        names.update(dict.fromkeys(found.model_fields))
+    return list(names)
+
+
+def _models_at(model: type[BaseModel], keys: Sequence[str]) -> Iterable[type[BaseModel]]:
+    """The models that may stand at a location: one, or the members of a union."""
+    models = [model]
+    for key in keys:
+        inner = [
+            m
+            for owner in models
+            if key in owner.model_fields
+            for m in _models_in(owner.model_fields[key].annotation)
+        ]
+        if inner:
+            models = inner
+            continue
+        tagged = [m for m in models if _kind(m) == key]
+        models = tagged or models
+    return models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [m for part in typing.get_args(annotation) for m in _models_in(part)]
+    return []
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return typing.get_args(field.annotation)[0] if field else None
+
+
+def localise(recipe: Recipe) -> Recipe:
+    """The recipe with the paths that other processes read made absolute: their working folder
+    is not this one's."""
+    settings = recipe.resolved()
+    for policy in ("selector", "generator"):
+        folder = Path(settings[policy]["model"]).expanduser()
+        if folder.is_dir():
+            settings[policy]["model"] = str(folder.absolute())
+    if recipe.reward.endswith(".py"):
+        settings["reward"] = str(find_file(recipe.reward, "rewards").absolute())
+    run_dir = Path(recipe.tracking.run_dir).expanduser()
+    settings["tracking"]["run_dir"] = str(run_dir.absolute())
+    return Recipe.model_validate(settings)

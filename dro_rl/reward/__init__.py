@@ -1,0 +1,72 @@
+"""What a selection is worth: the `Reward` that a recipe names, and how it is found."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar, Literal
+
+from dro_rl.errors import UserError
+from dro_rl.records import Outcome
+from dro_rl.resources import find_file
+
+Need = Literal["likelihood", "answer"]
+
+
+class Reward(ABC):
+    """Scores what the generator makes of a selection.
+
+    `scale`: "log" when `score` returns log r [nats], "linear" when it returns r >= 0.
+    `needs`: what an `Outcome` must carry; what is not named is not computed.
+    """
+
+    scale: ClassVar[Literal["log", "linear"]] = "linear"
+    needs: ClassVar[tuple[Need, ...]] = ()
+
+    @abstractmethod
+    def score(self, outcomes: Sequence[Outcome]) -> list[float]:
+        """One number an outcome, in order."""
+
+
+def load_reward(name: str) -> Reward:
+    """The reward that a recipe names: a file (`rewards/f1.py`) or `module:Class`.
+
+    Raises:
+        UserError: there is no such file, module or class, or not exactly one Reward in the file.
+    """
+    if name.endswith(".py"):
+        return _from_file(find_file(name, "rewards"))
+    module_name, _, class_name = name.partition(":")
+    if not class_name:
+        raise UserError(f"reward {name!r}: give a file such as rewards/f1.py, or module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name not in (module_name, module_name.partition(".")[0]):
+            raise  # the module is there; what it imports is not
+        raise UserError(f"reward {name!r}: no module {module_name} on the Python path") from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, Reward)):
+        raise UserError(f"reward {name!r}: {module_name} has no Reward class {class_name}")
+    return found()
+
+
+def _from_file(path: Path) -> Reward:
+    spec = importlib.util.spec_from_file_location(f"dro_rl_reward_{path.stem}", path)
+    assert spec and spec.loader
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    classes = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c) and issubclass(c, Reward) and c.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        names = ", ".join(c.__name__ for c in classes) or "none"
+        raise UserError(f"{path}: must define exactly one Reward, and has {names}")
+    return classes[0]()

@@ -1,0 +1,195 @@
+"""The processes of a run by role, and what the loop asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dro_rl.cluster import Cluster, Team
+from dro_rl.errors import UserError
+from dro_rl.learner import Learner
+from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.records import Example, Rollout, ScoredRollout
+from dro_rl.reward.service import RewardService
+from dro_rl.rollout.environment import engine_environment
+from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.tracking.console import Advance, Console
+
+_NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
+
+
+@dataclass
+class Teams:
+    """Engines for both policies, the reward service, and a learner for each policy that learns."""
+
+    recipe: Recipe
+    engines: dict[PolicyName, Team]
+    reward: Team
+    learners: dict[PolicyName, Team]
+
+    # --- the E-step and evaluation --------------------------------------------------------------
+
+    def select(
+        self, examples: Sequence[Example], samples: int, seed: int, greedy: bool, advance: Advance
+    ) -> list[Rollout]:
+        """m selections of every question. The same seed gives the same selections, whichever
+        worker draws them: each call of `rollout.batch_size` questions has a seed of its own."""
+        calls = [(part, samples, seed + i, greedy) for i, part in enumerate(self._parts(examples))]
+        return self._map(self.engines["selector"], "select", calls, advance)
+
+    def answer(
+        self,
+        examples: Sequence[Example],
+        selections: Sequence[tuple[int, ...]],
+        advance: Advance,
+    ) -> list[str]:
+        """The generator's greedy answer from each example's selected documents."""
+        calls = list(zip(self._parts(examples), self._parts(selections), strict=True))
+        return self._map(self.engines["generator"], "answer", calls, advance)
+
+    def score(
+        self, rollouts: Sequence[Rollout], needs_answers: bool, advance: Advance
+    ) -> list[ScoredRollout]:
+        """The log-reward of every selection; equal selections are answered and scored once."""
+        parts = self._parts(rollouts)
+        answers = self._answers(rollouts) if needs_answers else None
+        answer_parts = self._parts(answers) if answers else [None] * len(parts)
+        return self._map(self.reward, "score", list(zip(parts, answer_parts, strict=True)), advance)
+
+    def log_likelihoods(
+        self, rollouts: Sequence[Rollout], advance: Advance
+    ) -> list[tuple[float, ...]]:
+        """log p_g(y|x,d_zi) [nats] of every selection."""
+        calls = [(part,) for part in self._parts(rollouts)]
+        return self._map(self.reward, "log_likelihoods", calls, advance)
+
+    def selector_logps(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """log p_s(z_i|x) [nats] of every selection under the selector learner's weights."""
+        return self.learners["selector"].submit("score", list(rollouts))()[0]
+
+    def _answers(self, rollouts: Sequence[Rollout]) -> list[list[str]]:
+        asked = [
+            (r.example, documents)
+            for r in rollouts
+            for documents in dict.fromkeys(s.documents for s in r.selections)
+        ]
+        texts = self.answer([e for e, _ in asked], [d for _, d in asked], lambda _: None)
+        found = {(e.id, d): text for (e, d), text in zip(asked, texts, strict=True)}
+        return [[found[r.example.id, s.documents] for s in r.selections] for r in rollouts]
+
+    def _parts(self, items: Sequence) -> list[list]:
+        size = self.recipe.rollout.batch_size
+        return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+    def _map(self, team: Team, method: str, calls: Sequence[tuple], advance: Advance) -> list:
+        results = team.map(method, calls, lambda i: advance(len(calls[i][0])))
+        return [item for part in results for item in part]
+
+    # --- weights --------------------------------------------------------------------------------
+
+    def synchronise(self, version: int, probe: Example) -> dict[str, float]:
+        """Give the learners' weights to every process that uses them, and check that they took.
+
+        Returns:
+            the largest gap of a probe's token log-probabilities between learner and engine
+            [nats], by policy.
+        Raises:
+            UserError: a gap exceeds `rollout.max_logp_gap`; both figures are named.
+        """
+        gaps = {}
+        for policy, learner in self.learners.items():
+            (weights,) = learner.submit("weights")()
+            users = [self.engines[policy]] + ([self.reward] if policy == "generator" else [])
+            for wait in [team.submit("load_weights", weights, version) for team in users]:
+                wait()
+            gaps[policy] = self.check(policy, probe)
+        return gaps
+
+    def check(self, policy: PolicyName, probe: Example) -> float:
+        """The probe's gap [nats] of the policy's users from its learner; see `synchronise`."""
+        ((completion, wanted),) = self.learners[policy].submit("probe", probe)()
+        users = {_NAMES[policy]: self.engines[policy]}
+        if policy == "generator":
+            users["reward service"] = self.reward
+        gap = 0.0
+        for name, team in users.items():
+            for got in team.submit("probe", completion.prompt_ids, completion.token_ids)():
+                apart = max(abs(a - b) for a, b in zip(got, wanted, strict=True))
+                gap = max(gap, apart)
+                if not apart <= self._bound(policy):
+                    raise UserError(
+                        f"the {name} and the {policy}'s learner disagree on the weights: summed "
+                        f"log-probability of a probe {sum(got):.6f} against {sum(wanted):.6f} "
+                        f"nats, {apart:.2g} on one token, more than {self._bound(policy):.2g} "
+                        "(rollout.max_logp_gap)"
+                    )
+        return gap
+
+    def _bound(self, policy: PolicyName) -> float:
+        default = 1e-4 if self.recipe.policy(policy).dtype == "float32" else 0.5
+        return self.recipe.rollout.max_logp_gap or default
+
+
+def start_teams(
+    recipe: Recipe,
+    cluster: Cluster,
+    models: dict[PolicyName, str],
+    console: Console,
+    learner_steps: int | None,
+) -> Teams:
+    """Start every process side by side, and wait until all are ready.
+
+    Args:
+        recipe: the experiment.
+        cluster: where.
+        models: each policy's folder or hub name for the engines and the reward service.
+        console: shows which are ready.
+        learner_steps: optimiser steps of the run; None starts no learners (evaluation).
+    """
+    threads = recipe.cluster.threads
+    engine_env = engine_environment(recipe.rollout, threads)
+    torch_env = {"OMP_NUM_THREADS": str(threads)}
+    copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
+    engines: dict[PolicyName, Team] = {
+        p: cluster.start(_NAMES[p], RolloutWorker, n, engine_env, recipe, p, models[p])
+        for p, n in copies.items()
+    }
+    reward = cluster.start(
+        "reward service",
+        RewardService,
+        recipe.cluster.reward_workers,
+        torch_env,
+        recipe,
+        models["generator"],
+    )
+    learners: dict[PolicyName, Team] = {}
+    if learner_steps is not None:
+        for name in recipe.algorithm.train:
+            section = recipe.policy(name)
+            learners[name] = cluster.start(
+                f"{name} learner",
+                Learner,
+                1,
+                torch_env,
+                recipe,
+                name,
+                section.model,
+                learner_steps,
+                section.learning_rate,
+            )
+    named: list[tuple[str, Team]] = [
+        *((f"{n} learner", t) for n, t in learners.items()),
+        ("reward service", reward),
+        *((_NAMES[n], t) for n, t in engines.items()),
+    ]
+    with console.stage("start", len(named), "roles ready") as advance:
+        for name, team in named:
+            for about in team.ready():
+                console.say(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in about.items()))
+            advance(1)
+    return Teams(recipe, engines, reward, learners)
+
+
+def process_count(recipe: Recipe) -> int:
+    """How many processes `start_teams` makes."""
+    return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + len(recipe.algorithm.train)

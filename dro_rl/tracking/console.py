@@ -1,0 +1,123 @@
+"""What a run shows while it works: live bars on a terminal, plain lines in a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[[int], None]
+LINE_EVERY = 10.0  # seconds between progress lines in a file
+
+# key, heading, format, factor
+_COLUMNS = (
+    ("em", "EM", "{:.1f}", 100),
+    ("f1", "F1", "{:.1f}", 100),
+    ("recall@1", "R@1", "{:.1f}", 100),
+    ("recall@3", "R@3", "{:.1f}", 100),
+    ("recall@5", "R@5", "{:.1f}", 100),
+    ("gold_recall", "gold", "{:.1f}", 100),
+    ("bound", "bound", "{:.3f}", 1),
+    ("bound_se", "± s.e.", "{:.3f}", 1),
+    ("effective_sample_size", "ESS", "{:.2f}", 1),
+    ("malformed", "malf.", "{:.1f}", 100),
+)
+
+
+class Console:
+    """Prints stages, figures and tables of one command."""
+
+    def __init__(self, rich: RichConsole | None = None) -> None:
+        self.rich = rich or RichConsole(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.rich.print(escape(text))
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+        """A stage of `total` units; call what it yields with the number just done."""
+        start = time.monotonic()
+        runner = self._bar if self.rich.is_terminal else self._lines
+        with runner(title, total, unit) as advance:
+            yield advance
+        self.say(f"{title}: {total} {unit} in {time.monotonic() - start:.1f} s")
+
+    @contextmanager
+    def _bar(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.rich, transient=True) as progress:
+            task = progress.add_task(escape(title), total=total)
+            yield lambda n: progress.advance(task, n)
+
+    @contextmanager
+    def _lines(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+        start = last = time.monotonic()
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done, last
+            done += n
+            now = time.monotonic()
+            if now - last >= LINE_EVERY and done < total:
+                last = now
+                left = (now - start) / done * (total - done)
+                self.say(f"{title}: {done}/{total} {unit}, about {left:.0f} s left")
+
+        yield advance
+
+    def evaluations(self, summaries: Sequence[Mapping[str, Any]]) -> None:
+        """The table of a run: a row an iteration, the warm start first."""
+        table = Table(box=box.SIMPLE_HEAD, title="Held-out questions, greedy decoding (rates in %)")
+        table.add_column("iteration", justify="right")
+        for _, heading, _, _ in _COLUMNS:
+            table.add_column(heading, justify="right")
+        for summary in summaries:
+            cells = [
+                form.format(summary[key] * factor) if summary.get(key) is not None else "-"
+                for key, _, form, factor in _COLUMNS
+            ]
+            name = "warm start" if summary["iteration"] == 0 else str(summary["iteration"])
+            table.add_row(name, *cells)
+        RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
+
+    def progress(self, summaries: Sequence[Mapping[str, Any]]) -> None:
+        """One line: where the figures were, and where they are now."""
+        first, last = summaries[0], summaries[-1]
+        moves = [
+            f"{heading} " + " -> ".join(form.format(s[key] * factor) for s in (first, last))
+            for key, heading, form, factor in _COLUMNS
+            if key in ("em", "f1", "gold_recall", "bound") and last.get(key) is not None
+        ]
+        self.say(f"iteration {last['iteration']}: {', '.join(moves)} (warm start -> now)")
+
+    def examples(self, before: Sequence[Mapping], after: Sequence[Mapping], count: int = 3) -> None:
+        """Questions with what was selected and answered before and after.
+
+        Those whose selection changed come first: they show what was learned.
+        """
+        pairs = sorted(
+            zip(before, after, strict=True), key=lambda p: p[0]["selected"] == p[1]["selected"]
+        )
+        for old, new in pairs[:count]:
+            self.say(f"\n{new['question']}  (reference: {' | '.join(new['answers'])})")
+            for label, row in (("before", old), ("after ", new)):
+                documents = " ; ".join(
+                    f"{'*' if d['is_gold'] else ' '}{d['title']}: {d['text'][:60]}"
+                    for d in row["selected"]
+                )
+                self.say(f"  {label} {row['answer']!r:<24} from {documents or 'no document'}")
+        self.say("  (* marks a gold document)")

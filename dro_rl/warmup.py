@@ -1,0 +1,221 @@
+"""Supervised warm-up: the policies that DRO starts from, as the paper makes them.
+
+The selector learns the retriever's order with noise, the generator learns to answer from gold
+documents among distractors. A policy with `init: scratch` is made first, and pretrained on the
+built-in world's curriculum or on the corpus.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dro_rl.data import Split
+from dro_rl.errors import UserError
+from dro_rl.learner import Learner
+from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.scratch import make_scratch
+from dro_rl.policy.targets import Target, answer_target
+from dro_rl.prompts import write_selection
+from dro_rl.questions import load_questions
+from dro_rl.recipe import POLICIES, PolicyName, Recipe
+from dro_rl.records import Example
+from dro_rl.tracking.console import Console
+
+
+def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[PolicyName, Path]:
+    """Make both policies.
+
+    Args:
+        recipe: its `warmup` section says how.
+        output: a folder for `selector/` and `generator/`; None writes each to its `model`.
+        console: shows progress.
+    Returns:
+        each policy's folder.
+    Raises:
+        UserError: a place that exists already or cannot be written, or a recipe that warms up
+            nothing.
+    """
+    targets: dict[PolicyName, Path] = {p: _place(recipe, p, output) for p in POLICIES}
+    questions = load_questions(recipe)
+    made: dict[str, str] = {}
+    for policy in POLICIES:
+        base = _base(recipe, policy, questions, targets[policy].parent, made, console)
+        learner = _learner(recipe, policy, base)
+        rng = random.Random(f"warmup/{policy}/{recipe.training.seed}")
+        task = selector_target if policy == "selector" else generator_target
+        _fit(
+            learner,
+            lambda: task(learner, rng.choice(questions.train), rng),  # noqa: B023
+            recipe.warmup.steps,
+            recipe.warmup.batch_size,
+            f"warm up {policy}",
+            console,
+        )
+        learner.save(targets[policy])
+        targets[policy].with_name(f"{policy}.learner.pt").unlink()
+    return targets
+
+
+# --- what is learned ------------------------------------------------------------------------------
+
+
+def selector_target(learner: Learner, example: Example, rng: random.Random) -> Target:
+    """The selection a noisy teacher makes: top K of retriever score / temperature + Gumbel noise,
+    which draws without replacement from the softmax of the scores (Plackett-Luce)."""
+    recipe = learner.recipe
+    if not example.scores:
+        raise UserError(
+            f"example {example.id!r}: its candidates carry no retriever scores, which the "
+            "selector's warm-up follows: use retrieval.kind: bm25"
+        )
+    noisy = [
+        s / recipe.warmup.teacher_temperature - math.log(-math.log(rng.random() or 1e-300))
+        for s in example.scores
+    ]
+    k = recipe.selector.documents
+    chosen = sorted(range(len(noisy)), key=lambda i: -noisy[i])[:k]
+    prompt = learner.writer.select(example.question, example.candidates, k)
+    token_ids = learner.writer.completion(write_selection(chosen))
+    return Target((Completion(prompt.token_ids, token_ids),))
+
+
+def generator_target(learner: Learner, example: Example, rng: random.Random) -> Target:
+    """The answer from the gold documents among distractors, in a random order."""
+    gold = [i for i, d in enumerate(example.candidates) if d.is_gold]
+    others = [i for i, d in enumerate(example.candidates) if not d.is_gold]
+    room = max(0, learner.recipe.selector.documents - len(gold))
+    extra = rng.sample(others, min(len(others), room, learner.recipe.warmup.distractors))
+    documents = [*gold[: learner.recipe.selector.documents], *extra]
+    rng.shuffle(documents)
+    return answer_target(learner.writer, example, documents, "first")
+
+
+# --- how ------------------------------------------------------------------------------------------
+
+
+def _place(recipe: Recipe, policy: PolicyName, output: Path | None) -> Path:
+    section = recipe.policy(policy)
+    if output is None and section.init is None:
+        raise UserError(
+            f"{policy}.init is not set, so its model is used as it is: set it to scratch or to a "
+            "model to warm up, or give --output DIR to warm up its model into DIR"
+        )
+    if output is None and section.model.startswith("builtin/"):
+        output = (
+            Path(recipe.tracking.run_dir)
+            .expanduser()
+            .with_name(Path(recipe.tracking.run_dir).name + "-warmup")
+        )
+    place = output / policy if output else Path(section.model).expanduser()
+    if place.exists():
+        raise UserError(f"{place}: exists already: remove it, or give another place with --output")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be made ({error.strerror}): give --output DIR") from error
+    return place
+
+
+def _base(
+    recipe: Recipe,
+    policy: PolicyName,
+    questions: Split,
+    folder: Path,
+    made: dict[str, str],
+    console: Console,
+) -> str:
+    """The model to warm up; policies of the same sizes share one that is made from scratch."""
+    section = recipe.policy(policy)
+    if section.init != "scratch":
+        return section.init or section.model
+    key = repr((section.scratch, section.max_length))
+    if key not in made:
+        base = folder / f"base-{len(made)}"
+        if recipe.warmup.pretraining == "facts":
+            _facts_base(recipe, base, console)
+        else:
+            _corpus_base(recipe, policy, questions, base, console)
+        made[key] = str(base)
+    return made[key]
+
+
+def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
+    from dro_rl.data.facts.curriculum import pretrain
+
+    pretrain(folder, recipe, console)  # type: ignore[call-arg, arg-type]
+
+
+def _corpus_base(
+    recipe: Recipe, policy: PolicyName, questions: Split, folder: Path, console: Console
+) -> None:
+    section = recipe.policy(policy)
+    texts = list(
+        dict.fromkeys(f"{d.title}: {d.text}" for e in questions.train for d in e.candidates)
+    )
+    with console.stage("train tokenizer", len(texts), "paragraphs") as advance:
+        prompts = [e.question for e in questions.train] + ["[0123456789] > Question: Selection:"]
+        make_scratch(
+            section.scratch, texts + prompts, section.max_length, recipe.training.seed, folder
+        )
+        advance(len(texts))
+    if recipe.warmup.pretraining == "none":
+        return
+    learner = Learner(
+        _settings(recipe),
+        policy,
+        str(folder),
+        recipe.warmup.pretraining_steps,
+        recipe.warmup.pretraining_learning_rate,
+    )
+    rng = random.Random(f"pretraining/{recipe.training.seed}")
+    tokenizer = learner.writer.tokenizer
+
+    def paragraph() -> Target:
+        ids = tokenizer(rng.choice(texts))["input_ids"][: section.max_length]
+        return Target((Completion(tuple(ids[:1]), tuple(ids[1:])),), 1 / len(ids))
+
+    _fit(
+        learner,
+        paragraph,
+        recipe.warmup.pretraining_steps,
+        recipe.warmup.batch_size,
+        "pretrain on the corpus",
+        console,
+    )
+    learner.save(folder)
+
+
+def _learner(recipe: Recipe, policy: PolicyName, base: str) -> Learner:
+    return Learner(
+        _settings(recipe), policy, base, recipe.warmup.steps, recipe.warmup.learning_rate
+    )
+
+
+def _settings(recipe: Recipe) -> Recipe:
+    training = recipe.training.model_copy(
+        update={"schedule": "cosine", "warmup_steps": recipe.warmup.steps // 20}
+    )
+    return recipe.model_copy(update={"training": training})
+
+
+def _fit(
+    learner: Learner,
+    draw: Callable[[], Target],
+    steps: int,
+    batch_size: int,
+    title: str,
+    console: Console,
+) -> None:
+    losses: list[float] = []
+    with console.stage(title, steps, "steps") as advance:
+        for _ in range(steps):
+            losses.append(learner.step_on([[draw()] for _ in range(batch_size)]).loss)
+            advance(1)
+    console.say(f"  loss {_mean(losses[:10]):.3f} to {_mean(losses[-10:]):.3f} nats a question")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,16 @@
+"""1 where the generator's greedy answer is right, else 0."""
+
+from collections.abc import Sequence
+
+from dro_rl.evaluation.answers import exact_match
+from dro_rl.records import Outcome
+from dro_rl.reward import Reward
+
+
+class ExactMatch(Reward):
+    """Exact match of the normalised answer with any reference answer, in {0, 1}."""
+
+    needs = ("answer",)
+
+    def score(self, outcomes: Sequence[Outcome]) -> list[float]:
+        return [exact_match(o.answer or "", o.example.answers) for o in outcomes]
