@@ -5,6 +5,7 @@ Both give `Team`s with the same calls, so the trainer does not know which it has
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -221,12 +222,12 @@ def _connect(section: ClusterSection, processes: int) -> None:
             num_cpus=max(processes, os.cpu_count() or 1),
             object_store_memory=200_000_000 if not _has_gpu() else None,
             configure_logging=True,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
         )
         return
     _check_answers(address)
     try:
-        ray.init(address=address, logging_level="WARNING")
+        ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cluster.address {address}: no Ray head answers there ({error}). Start one with "

@@ -117,7 +117,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(
             self.trainable.values(), self.recipe.training.max_grad_norm
         )
-        learning_rate = self.schedule.get_last_lr()[0]
+        learning_rate = float(self.schedule.get_last_lr()[0])
         if terms:
             self.optimizer.step()
         self.optimizer.zero_grad()

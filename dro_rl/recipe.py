@@ -317,6 +317,12 @@ class Recipe(Section):
             raise ValueError(
                 f"retrieval.candidates ({n}) exceeds data.documents ({self.data.documents})"
             )
+        if isinstance(self.data, FactsData) and isinstance(self.retrieval, Bm25Retrieval):
+            if self.retrieval.corpus != "own" or self.retrieval.corpus_path:
+                raise ValueError(
+                    "each question of data.kind: facts is a world of its own, and the worlds "
+                    "contradict each other: set retrieval.corpus: own"
+                )
         if self.warmup.pretraining == "facts" and self.data.kind != "facts":
             raise ValueError("warmup.pretraining: facts belongs to data.kind: facts")
         if self.algorithm.tau == "per_token" and self.generator.answers == "any":

@@ -214,7 +214,7 @@ def _rollout_metrics(
     }
 
 
-def _learner_metrics(done: Sequence[tuple[PolicyName, StepMetrics]]) -> dict[str, float]:
+def _learner_metrics(done: Sequence[tuple[str, StepMetrics]]) -> dict[str, float]:
     return {f"{policy}/{k}": v for policy, m in done for k, v in asdict(m).items()}
 
 

@@ -1,0 +1,52 @@
+# Everything a developer runs. Each target sets up .venv first, which takes no time when it is there.
+# One test: make unit ARGS="-k weights". One override: make demo ARGS="training.iterations=2".
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint format unit integration e2e lock wheel clean
+
+BIN := .venv/bin
+ARGS ?=
+PYTEST := $(BIN)/python -m pytest
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## .venv from the lock file of this machine (CPU or NVIDIA GPU)
+	@bash scripts/setup.sh
+
+demo: setup ## DRO on the built-in world, end to end; ARGS are overrides
+	@$(BIN)/dro-rl train recipes/demo.yaml $(ARGS)
+
+test: lint unit integration e2e ## lint, then all tests
+
+lint: setup ## ruff, pyright, the layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup ## mend what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+unit: setup ## tests of one module, seconds
+	$(PYTEST) tests/unit $(ARGS)
+
+integration: setup ## tests with real vLLM and Ray, minutes
+	$(PYTEST) tests/integration $(ARGS)
+
+e2e: setup ## tests of the command line, minutes
+	$(PYTEST) tests/e2e $(ARGS)
+
+lock: ## requirements/*.txt from pyproject.toml; UPGRADE=1 for the newest versions
+	@bash scripts/lock.sh
+
+wheel: setup ## dist/*.whl, with recipes and rewards inside
+	@rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+clean: ## build products and caches; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,184 @@
+"""The built-in world: short documents about people, and questions that one or two of them answer.
+
+A *fact* is a person, a relation and a value. The title of its document is the key ("Kovac
+birthplace"), its text a sentence ("Born in Lyon, according to town records."). A *rumour*
+contradicts one fact ("Kovac birthplace rumour": "Born in Oslo, people say."): it has every
+look-up word of the truth and is shorter, so a lexical retriever likes it at least as well, and a
+generator that reads it alone answers wrongly. The other candidates are near misses: the same person
+with another relation, another person with the same relation.
+
+Facts are drawn anew for every question, so a policy can memorise none: it has to read.
+
+What was given up for a 0.4M-parameter model to learn this in minutes on one core, each because
+pointing at an identifier otherwise stayed at chance: names and values are single words;
+the person stands right before the relation in title and question alike; a paraphrase is one
+other word for the relation, no more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dro_rl.records import Document, Example
+
+PEOPLE = tuple(
+    "Adler Bianchi Castro Dubois Eriksen Farkas Greco Hansen Ivanov Jansen Kovac Lindgren Moreau "
+    "Novak Okafor Petrov Quinn Rossi Silva Tanaka Ueda Varga Weber Xu Yilmaz Zhang Abara Berg "
+    "Conti Diaz Endo Fischer Gallo Horvat Ito Jung Keller Lopez Mori Nagy Olsen Pereira Ramos "
+    "Sato Torres Ulrich Vidal Wolf".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """`words` are interchangeable names; `phrase` is how a document begins; `values` are single
+    words, and no two relations share one."""
+
+    words: tuple[str, str]
+    phrase: str
+    values: tuple[str, ...]
+
+
+RELATIONS = (
+    Relation(
+        ("birthplace", "hometown"),
+        "Born in",
+        tuple(
+            "Lyon Oslo Porto Turin Ghent Krakow Seville Bergen Leeds Dresden Bilbao Odessa Lima "
+            "Kyoto Cairo Quito".split()
+        ),
+    ),
+    Relation(
+        ("trade", "profession"),
+        "Works as a",
+        tuple(
+            "pilot baker tailor nurse lawyer farmer potter miner sailor painter plumber teacher "
+            "cook printer weaver surgeon".split()
+        ),
+    ),
+    Relation(
+        ("pastime", "hobby"),
+        "Enjoys",
+        tuple(
+            "chess fishing archery sailing knitting cycling juggling boxing rowing skiing origami "
+            "fencing surfing climbing poetry golf".split()
+        ),
+    ),
+    Relation(
+        ("pet", "animal"),
+        "Keeps a",
+        tuple(
+            "cat parrot rabbit turtle pony ferret hamster canary lizard goat goose donkey spider "
+            "crow snake duck".split()
+        ),
+    ),
+    Relation(
+        ("language", "tongue"),
+        "Speaks",
+        tuple(
+            "Basque Welsh Catalan Polish Finnish Turkish Arabic Hindi Korean Greek Czech Swahili "
+            "Danish Tamil Irish Maltese".split()
+        ),
+    ),
+    Relation(
+        ("drink", "beverage"),
+        "Likes",
+        tuple(
+            "tea coffee cocoa cider milk lemonade wine beer water juice brandy sherry kefir sake "
+            "mead rum".split()
+        ),
+    ),
+)
+SOURCES = ("according to town records", "as parish books state", "by all accounts")
+RUMOUR = "rumour"
+HEARSAY = "people say"
+TWO_PARTS = 0.6  # share of questions that need two documents
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What a document states; a rumour's value is not the true one."""
+
+    person: str
+    relation: Relation
+    value: str
+    is_rumour: bool = False
+
+    def document(self, rng: random.Random, is_gold: bool = False) -> Document:
+        """The fact written down, with either word for its relation."""
+        key = f"{self.person} {rng.choice(self.relation.words)}"
+        claim = f"{self.relation.phrase} {self.value}"
+        if self.is_rumour:
+            return Document(f"{key} {RUMOUR}", f"{claim}, {HEARSAY}.")
+        return Document(key, f"{claim}, {rng.choice(SOURCES)}.", is_gold)
+
+
+def make_examples(
+    count: int, seed: int, documents: int = 8, rumours: float = 0.3, split: str = "train"
+) -> list[Example]:
+    """Questions about worlds of their own.
+
+    Args:
+        count: number of examples.
+        seed: with `split`, decides everything; streams of different splits are independent.
+        documents: candidates a question, 4 to 20.
+        rumours: probability that the next document contradicts one that is already there.
+    """
+    rng = random.Random(f"facts/{split}/{seed}/{documents}/{rumours}")
+    return [_make_example(rng, f"{split}-{seed}-{i}", documents, rumours) for i in range(count)]
+
+
+def _make_example(rng: random.Random, name: str, documents: int, rumours: float) -> Example:
+    facts = draw_facts(rng, documents, rumours)
+    asked = draw_question(rng, facts)
+    parts = tuple(fact.value for fact in asked)
+    return Example(
+        id=name,
+        question=write_question(rng, asked),
+        answers=(write_answer(asked),),
+        candidates=tuple(fact.document(rng, is_gold=fact in asked) for fact in facts),
+        parts=parts,
+    )
+
+
+def draw_facts(rng: random.Random, count: int, rumours: float) -> list[Fact]:
+    """A shuffled closed world of `count` facts, few people and few relations, so that near misses
+    abound; at most one rumour a fact."""
+    if not 4 <= count <= 20:
+        raise ValueError(f"documents must be 4 to 20, not {count}")
+    people = rng.sample(PEOPLE, max(3, count // 2))
+    relations = rng.sample(RELATIONS, min(len(RELATIONS), max(2, count // 2)))
+    keys = [(person, relation) for person in people for relation in relations]
+    rng.shuffle(keys)
+    facts: list[Fact] = []
+    trusted: list[Fact] = []  # facts that no rumour contradicts yet
+    while len(facts) < count:
+        if trusted and rng.random() < rumours:
+            truth = trusted.pop(rng.randrange(len(trusted)))
+            others = [value for value in truth.relation.values if value != truth.value]
+            facts.append(Fact(truth.person, truth.relation, rng.choice(others), is_rumour=True))
+        else:
+            person, relation = keys.pop()
+            trusted.append(Fact(person, relation, rng.choice(relation.values)))
+            facts.append(trusted[-1])
+    rng.shuffle(facts)
+    return facts
+
+
+def draw_question(rng: random.Random, facts: Sequence[Fact]) -> list[Fact]:
+    """One or two true facts to ask for, in the order of the question."""
+    true = [fact for fact in facts if not fact.is_rumour]
+    return rng.sample(true, 2 if len(true) > 1 and rng.random() < TWO_PARTS else 1)
+
+
+def write_question(rng: random.Random, asked: Sequence[Fact]) -> str:
+    """A question for one or two facts: `Name the Kovac hometown and the Silva trade.`"""
+    keys = (f"the {fact.person} {rng.choice(fact.relation.words)}" for fact in asked)
+    return f"Name {' and '.join(keys)}."
+
+
+def write_answer(asked: Sequence[Fact]) -> str:
+    """The values in the order of the question: `Lyon and pilot`."""
+    return " and ".join(fact.value for fact in asked)

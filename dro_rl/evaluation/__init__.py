@@ -1,0 +1,122 @@
+"""One evaluation as one flat JSON object: `summarise`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dro_rl.errors import UserError
+from dro_rl.evaluation.answers import exact_match, f1, normalise_answer
+from dro_rl.evaluation.selection import answer_recall, gold_recall
+from dro_rl.records import Example
+
+__all__ = [
+    "EvaluatedExample",
+    "answer_recall",
+    "exact_match",
+    "f1",
+    "gold_recall",
+    "normalise_answer",
+    "summarise",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedExample:
+    """What the policies made of one held-out question.
+
+    `documents` (0-based indices into the candidates, in order), `malformed` and `answer` are of
+    the greedy selection and the greedy answer from it. `log_likelihoods` are log p_g(y|x,d_zi) and
+    `selector_logps` are log p_s(z_i|x) of the m selections sampled from the selector [nats, sums
+    over tokens].
+    """
+
+    example: Example
+    documents: tuple[int, ...]
+    malformed: bool
+    answer: str
+    log_likelihoods: tuple[float, ...]
+    selector_logps: tuple[float, ...]
+
+
+def summarise(
+    evaluated: Sequence[EvaluatedExample], *, iteration: int, seconds: float
+) -> dict[str, float | None]:
+    """Means over questions, under the keys of evaluation/iteration-NNNN.json.
+
+    Rates (in [0, 1]), of the greedy selection and answer: `em`, `f1`; `recall@1`, `recall@3`,
+    `recall@5` (the answer is in the first k selected documents); `gold_recall` (over the questions
+    that have gold candidates; None if none has); `malformed` (share of selections).
+
+    Of the m sampled selections: `bound` is log (1/m) sum_i p_g(y|x,d_zi), the importance-weighted
+    lower bound on log p(y|x) (IWAE, arXiv 1509.00519) [nats], and `bound_se` the standard error of
+    its mean over questions (None for a single question, which has none);
+    `effective_sample_size` is 1 / sum_i w_i^2 with w = softmax of the log-likelihoods, from 1 to
+    m; `selector_entropy` is the Monte Carlo estimate of the entropy of p_s(z|x), the mean of
+    -log p_s(z_i|x) [nats].
+
+    Raises:
+        UserError: there are no questions, or a question's log-likelihoods are missing or not
+            finite, named by its id.
+    """
+    if not evaluated:
+        raise UserError("no questions to evaluate on: raise data.evaluation_questions")
+    for one in evaluated:
+        _check(one)
+    bounds = [_log_mean_exp(one.log_likelihoods) for one in evaluated]
+    recalls = {
+        f"recall@{k}": _mean(answer_recall(one.example, one.documents, k) for one in evaluated)
+        for k in (1, 3, 5)
+    }
+    gold = [gold_recall(one.example, one.documents) for one in evaluated]
+    found = [share for share in gold if share is not None]
+    return {
+        "iteration": iteration,
+        "questions": len(evaluated),
+        "em": _mean(exact_match(one.answer, one.example.answers) for one in evaluated),
+        "f1": _mean(f1(one.answer, one.example.answers) for one in evaluated),
+        **recalls,
+        "gold_recall": _mean(found) if found else None,
+        "bound": _mean(bounds),
+        "bound_se": _standard_error(bounds),
+        "effective_sample_size": _mean(_effective(one.log_likelihoods) for one in evaluated),
+        "malformed": _mean(one.malformed for one in evaluated),
+        "selector_entropy": _mean(-_mean(one.selector_logps) for one in evaluated),
+        "seconds": seconds,
+    }
+
+
+def _check(one: EvaluatedExample) -> None:
+    for name, values, policy in (
+        ("log-likelihoods of the answer", one.log_likelihoods, "generator"),
+        ("log-probabilities of selections", one.selector_logps, "selector"),
+    ):
+        if not values or not np.isfinite(values).all():
+            raise UserError(
+                f"example {one.example.id!r}: the {name} must be one finite number or more, not "
+                f"{list(values)}: if they are not finite, the {policy} has diverged; lower "
+                f"{policy}.learning_rate"
+            )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    """Shifted by the largest, since exp underflows at -745 [nats]."""
+    largest = max(values)
+    return largest + float(np.log(np.mean(np.exp(np.asarray(values) - largest))))
+
+
+def _effective(log_weights: Sequence[float]) -> float:
+    weights = np.exp(np.asarray(log_weights) - max(log_weights))
+    return float(weights.sum() ** 2 / (weights**2).sum())

@@ -1,0 +1,60 @@
+"""What a rollout engine is: something that samples completions and takes new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dro_rl.policy.distinct import SelectionGrammar
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled completion.
+
+    `token_ids` end with the end-of-sequence token unless the length limit cut it short; `logps`
+    [nats, one a token] are of the distribution really sampled from: after the grammar's mask and,
+    unless greedy, after temperature, top-k and top-p.
+    """
+
+    token_ids: Tokens
+    logps: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """Samples from one causal LM."""
+
+    name: str
+    version: str
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        samples: int,
+        seed: int,
+        greedy: bool = False,
+        grammars: Sequence[SelectionGrammar] | None = None,
+    ) -> list[list[Sample]]:
+        """`samples` completions of each prompt.
+
+        The same call with the same weights gives the same samples, whatever came before it.
+
+        Args:
+            grammars: one a prompt, to sample among the tokens that each allows; None for free.
+        """
+        ...
+
+    def score(self, prompt_ids: Tokens, completion_ids: Tokens) -> list[float]:
+        """log p of each token of a fixed completion [nats]: no grammar, temperature 1."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace all weights, named as in a Hugging Face checkpoint."""
+        ...

@@ -1,0 +1,45 @@
+"""The environment variables that an engine's process needs before it imports torch or vLLM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dro_rl.recipe import RolloutSection
+
+_NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # the last one is WSL's
+
+
+def engine_environment(rollout: RolloutSection, threads: int) -> dict[str, str]:
+    """Variables for a process that hosts an engine, on the machine that asks.
+
+    Ask where the engine will run, since a cluster's head may lack the GPU that its workers have;
+    RolloutWorker does so by itself. Imports no torch: a GPU is there if NVIDIA's device files are
+    and CUDA_VISIBLE_DEVICES does not hide them. (Ray hides them from actors without GPUs.)
+
+    The engine runs inside the process that asks for it (no multiprocessing), so that weights
+    are handed over without a copy and the process's seed decides the samples.
+
+    Args:
+        rollout: `cpu_cache_gib` is the key-value cache without a GPU.
+        threads: CPU threads of the process.
+    """
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if not has_gpu():
+        # Without the first vLLM asks for nearly all memory; without the second it needs g++.
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.cpu_cache_gib)
+        variables["TORCHDYNAMO_DISABLE"] = "1"
+    return variables
+
+
+def has_gpu() -> bool:
+    """Whether this process can see an NVIDIA GPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
+    return any(Path(device).exists() for device in _NVIDIA_DEVICES)

@@ -1,0 +1,161 @@
+"""The vLLM engine, inside the process that makes it.
+
+Set `engine_environment` before that process imports torch. The engine changes its host: on the
+CPU `torch.set_num_threads` becomes a no-op, and sampling seeds torch's global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dro_rl.policy.distinct import SelectionGrammar
+from dro_rl.recipe import PolicySection, RolloutSection
+from dro_rl.rollout.engine import Sample, Tokens
+from dro_rl.rollout.quiet import quiet
+
+with quiet():
+    import vllm
+    from vllm import LLM, SamplingParams
+    from vllm.outputs import CompletionOutput
+    from vllm.platforms import current_platform
+
+    from dro_rl.rollout.distinct_processor import DistinctProcessor, distinct_arguments
+
+_CPU_BLOCK = 32
+"""Tokens a block of the prefix cache on the CPU. Whole blocks are shared: with vLLM's 128 the
+samples of one 100-token prompt share nothing and sampling takes 2.5 times as long. 32 is the
+smallest that its CPU kernels take."""
+
+
+class VllmEngine:
+    """Samples from one causal LM.
+
+    Args:
+        model_dir: a folder in Hugging Face format, or a hub name.
+        section: of the policy.
+        rollout: of the recipe.
+        seed: of the engine; each call of `generate` brings its own.
+    """
+
+    name = "vllm"
+    version: str = vllm.__version__
+
+    def __init__(
+        self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int
+    ) -> None:
+        self._section, self._rollout = section, rollout
+        on_cpu = current_platform.is_cpu()
+        with quiet():
+            self._llm = LLM(
+                model_dir,
+                dtype=section.dtype,
+                seed=seed,
+                max_model_len=section.max_length,
+                max_num_seqs=rollout.max_sequences,
+                gpu_memory_utilization=rollout.gpu_memory_utilization,
+                enable_prefix_caching=True,
+                block_size=_CPU_BLOCK if on_cpu else None,
+                enforce_eager=on_cpu,
+                logprobs_mode="processed_logprobs",
+                logits_processors=[DistinctProcessor],
+                generation_config="vllm",  # the tokenizer's end of sequence is the only one
+                use_tqdm_on_load=False,
+            )
+        config = self._llm.llm_engine.model_config.hf_text_config
+        self._tied = bool(getattr(config, "tie_word_embeddings", False))
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        samples: int,
+        seed: int,
+        greedy: bool = False,
+        grammars: Sequence[SelectionGrammar] | None = None,
+    ) -> list[list[Sample]]:
+        """See Engine.generate.
+
+        The prefix cache starts empty: what it holds decides how requests are batched, and so
+        which random number each one draws.
+        """
+        parameters = [
+            self._parameters(samples, greedy, grammars[i] if grammars else None)
+            for i in range(len(prompts))
+        ]
+        self._reset_prefix_cache()
+        torch.manual_seed(seed)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(p)} for p in prompts], parameters, use_tqdm=False
+        )
+        return [[_sample(o) for o in output.outputs] for output in outputs]
+
+    def score(self, prompt_ids: Tokens, completion_ids: Tokens) -> list[float]:
+        """See Engine.score.
+
+        The last token is scored as the one token to generate, so that a completion which fills
+        the context fits. vLLM does not read its prefix cache when prompts are scored.
+        """
+        *head, last = completion_ids
+        parameters = SamplingParams(
+            temperature=0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            logprob_token_ids=[last],
+            detokenize=False,
+        )
+        prompt = {"prompt_token_ids": [*prompt_ids, *head]}
+        output = self._llm.generate([prompt], parameters, use_tqdm=False)[0]
+        assert output.prompt_logprobs is not None and output.outputs[0].logprobs is not None
+        rows = [*output.prompt_logprobs[len(prompt_ids) :], output.outputs[0].logprobs[0]]
+        return [row[token].logprob for row, token in zip(rows, completion_ids, strict=True) if row]
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """See Engine.load_weights.
+
+        A tied checkpoint has no output embedding, and vLLM ties the two when it starts; but on
+        the CPU it keeps a packed copy of the output embedding, which a reload leaves stale,
+        silently, unless the weights name it too.
+
+        Raises:
+            RuntimeError: vLLM kept the keys and values of the old weights.
+        """
+        named = dict(weights)
+        if self._tied and "lm_head.weight" not in named:
+            named["lm_head.weight"] = named[_input_embedding(named)]
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named.items())})
+        self._reset_prefix_cache()
+
+    def _reset_prefix_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
+
+    def _parameters(
+        self, samples: int, greedy: bool, grammar: SelectionGrammar | None
+    ) -> SamplingParams:
+        rollout = self._rollout
+        return SamplingParams(
+            n=samples,
+            temperature=0.0 if greedy else rollout.temperature,
+            top_p=1.0 if greedy else rollout.top_p,
+            top_k=0 if greedy else rollout.top_k,
+            max_tokens=self._section.max_new_tokens,
+            logprobs=0,
+            detokenize=False,
+            extra_args=distinct_arguments(grammar) if grammar else None,
+        )
+
+
+def _sample(output: CompletionOutput) -> Sample:
+    assert output.logprobs is not None
+    logps = tuple(row[token].logprob for row, token in zip(output.logprobs, output.token_ids))
+    return Sample(tuple(output.token_ids), logps)
+
+
+def _input_embedding(names: Iterable[str]) -> str:
+    for name in names:
+        if name.endswith(("embed_tokens.weight", "wte.weight")):
+            return name
+    raise RuntimeError("the output embedding is tied, but no input embedding is among the weights")

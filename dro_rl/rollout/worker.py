@@ -1,0 +1,152 @@
+"""The rollout worker: one policy's engine, in the project's own terms.
+
+A Ray actor's class (`ray.remote(RolloutWorker)`), and used directly in local mode. This module
+imports no torch, so that the worker sets the engine's environment variables before anything does.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dro_rl.prompts import read_selection
+from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.records import Example, Rollout, Selection
+from dro_rl.rollout.engine import Sample
+from dro_rl.rollout.environment import engine_environment
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dro_rl.policy.distinct import SelectionGrammar
+    from dro_rl.rollout.engine import Engine
+
+
+class RolloutWorker:
+    """Samples selections from the selector, or answers from the generator.
+
+    Args:
+        recipe: the experiment.
+        policy: which of its policies.
+        model_dir: the weights to start from, version 0: a folder or a hub name.
+        engine_seed: of the engine; each call of `select` brings its own.
+    """
+
+    def __init__(
+        self, recipe: Recipe, policy: PolicyName, model_dir: str, engine_seed: int
+    ) -> None:
+        started = time.perf_counter()
+        os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
+        from dro_rl.policy.causal_lm import prompt_writer, resolve_model
+
+        self._recipe = recipe
+        section = recipe.selector if policy == "selector" else recipe.generator
+        self._writer = prompt_writer(section, model_dir)
+        self._engine: Engine = _engine_class(recipe.rollout.engine)(
+            resolve_model(model_dir), section=section, rollout=recipe.rollout, seed=engine_seed
+        )
+        self._grammars: dict[int, SelectionGrammar] = {}
+        self._version = 0
+        self._start_seconds = time.perf_counter() - started
+
+    def ready(self) -> dict[str, str | float]:
+        """For the start-up table; `peak_memory` is this process's, resident [MiB]."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "engine": self._engine.name,
+            "version": self._engine.version,
+            "start_seconds": self._start_seconds,
+            "peak_memory": peak / (2**20 if sys.platform == "darwin" else 2**10),
+        }
+
+    def select(
+        self, examples: Sequence[Example], *, samples: int, seed: int, greedy: bool = False
+    ) -> list[Rollout]:
+        """A group of `samples` selections of each example.
+
+        The same call with the same weights gives the same rollouts.
+
+        Raises:
+            UserError: a question does not fit the context, or the recipe asks for distinct
+                decoding and the tokenizer does not allow it.
+        """
+        k = self._recipe.selector.documents
+        prompts = [self._writer.select(e.question, e.candidates, k) for e in examples]
+        distinct = self._recipe.rollout.decoding == "distinct"
+        groups = self._engine.generate(
+            [p.token_ids for p in prompts],
+            samples=samples,
+            seed=seed,
+            greedy=greedy,
+            grammars=[self._grammar(len(e.candidates)) for e in examples] if distinct else None,
+        )
+        return [
+            Rollout(
+                example=example,
+                prompt_ids=prompt.token_ids,
+                selections=tuple(self._selection(s, len(example.candidates)) for s in group),
+                version=self._version,
+                truncated_documents=prompt.truncated_documents,
+            )
+            for example, prompt, group in zip(examples, prompts, groups, strict=True)
+        ]
+
+    def answer(
+        self, examples: Sequence[Example], selections: Sequence[tuple[int, ...]]
+    ) -> list[str]:
+        """The greedy answer to each example from its selected documents, in their order.
+
+        Args:
+            selections: 0-based indices into each example's candidates; none at all means an
+                answer without documents. Equal prompts are answered once.
+        Raises:
+            UserError: a question does not fit the context.
+        """
+        prompts = [
+            self._writer.answer(e.question, [e.candidates[i] for i in documents]).token_ids
+            for e, documents in zip(examples, selections, strict=True)
+        ]
+        unique = list(dict.fromkeys(prompts))
+        groups = self._engine.generate(unique, samples=1, seed=0, greedy=True)
+        answers = {p: self._writer.decode(g[0].token_ids) for p, g in zip(unique, groups)}
+        return [answers[p] for p in prompts]
+
+    def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        """Take over the weights that `dro_rl.policy.weights.pack` made."""
+        from dro_rl.policy.weights import unpack
+
+        self._engine.load_weights(unpack(weights))
+        self._version = version
+
+    def probe(
+        self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]
+    ) -> list[float]:
+        """log p of each token of a fixed completion [nats], to compare with the learner's."""
+        return self._engine.score(prompt_ids, completion_ids)
+
+    def _selection(self, sample: Sample, n: int) -> Selection:
+        text = self._writer.decode(sample.token_ids)
+        documents, malformed = read_selection(text, n, self._recipe.selector.documents)
+        return Selection(text, sample.token_ids, sample.logps, documents, malformed)
+
+    def _grammar(self, n: int) -> SelectionGrammar:
+        from dro_rl.policy.distinct import SelectionGrammar
+
+        if n not in self._grammars:
+            k = self._recipe.selector.documents
+            self._grammars[n] = SelectionGrammar(self._writer, n, k)
+        return self._grammars[n]
+
+
+def _engine_class(name: str) -> type[Engine]:
+    if name == "vllm":
+        from dro_rl.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine
+    from dro_rl.rollout.transformers_engine import TransformersEngine
+
+    return TransformersEngine

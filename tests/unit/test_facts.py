@@ -1,0 +1,212 @@
+"""The built-in world: what its examples promise, its tokenizer, and a miniature of its training."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dro_rl.data.facts import world
+from dro_rl.data.facts.tokenizer import make_tokenizer, vocabulary
+from dro_rl.data.facts.world import make_examples
+from dro_rl.prompts import PromptWriter, read_selection, write_selection
+
+pytestmark = pytest.mark.unit
+IGNORED = -100  # PyTorch's label for a token without loss
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return make_examples(200, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def writer(tokenizer):
+    return PromptWriter(tokenizer, "plain", max_tokens=1000)
+
+
+def key(document):
+    """Person and relation that a document is about."""
+    person, surface = document.title.split()[:2]
+    return person, next(r for r in world.RELATIONS if surface in r.words)
+
+
+def value(document):
+    """What a document states: the last word before the comma."""
+    return document.text.split(",")[0].split()[-1]
+
+
+def is_rumour(document):
+    return world.RUMOUR in document.title
+
+
+def test_equal_seeds_make_equal_examples(examples):
+    assert make_examples(200, seed=0) == examples
+    assert make_examples(20, seed=1) != examples[:20]
+
+
+def test_more_examples_extend_fewer(examples):
+    assert make_examples(20, seed=0) == examples[:20]
+
+
+def test_splits_share_no_question_with_its_documents(examples):
+    evaluation = make_examples(200, seed=0, split="evaluation")
+    assert not {e.candidates for e in examples} & {e.candidates for e in evaluation}
+    assert not {e.id for e in examples} & {e.id for e in evaluation}
+
+
+@pytest.mark.parametrize("documents", [4, 8, 20])
+def test_candidates_are_as_many_as_asked_for_and_differ(documents):
+    for example in make_examples(50, seed=0, documents=documents):
+        assert len(set(example.candidates)) == documents
+
+
+@pytest.mark.parametrize("documents", [3, 21])
+def test_other_sizes_are_refused(documents):
+    with pytest.raises(ValueError, match="4 to 20"):
+        make_examples(1, seed=0, documents=documents)
+
+
+def test_gold_documents_state_the_parts_and_no_other_document_answers(examples):
+    for example in examples:
+        gold = [d for d in example.candidates if d.is_gold]
+        assert sorted(value(d) for d in gold) == sorted(example.parts)
+        assert example.answers == (" and ".join(example.parts),)
+        for document in gold:
+            same = [d for d in example.candidates if key(d) == key(document) and not is_rumour(d)]
+            assert same == [document]
+
+
+def test_parts_stand_in_the_order_of_the_question(examples):
+    for example in examples:
+        gold = {key(d): value(d) for d in example.candidates if d.is_gold}
+        asked = example.question.removeprefix("Name the ").rstrip(".").split(" and the ")
+        assert tuple(gold[key(world.Document(a, ""))] for a in asked) == example.parts
+
+
+def test_rumours_contradict_a_document_and_are_never_gold(examples):
+    rumours = 0
+    for example in examples:
+        truth = {key(d): value(d) for d in example.candidates if not is_rumour(d)}
+        for document in filter(is_rumour, example.candidates):
+            assert not document.is_gold
+            assert value(document) != truth[key(document)]
+            rumours += 1
+    assert rumours > len(examples)
+
+
+def test_rumours_can_be_left_out():
+    examples = make_examples(50, seed=0, rumours=0.0)
+    assert not any(is_rumour(d) for e in examples for d in e.candidates)
+
+
+def test_near_misses_abound(examples):
+    near = []
+    for example in examples:
+        for person, relation in (key(d) for d in example.candidates if d.is_gold):
+            keys = {key(d) for d in example.candidates} - {(person, relation)}
+            near.append(sum((p == person) != (r == relation) for p, r in keys))
+    assert sum(n > 0 for n in near) > 0.9 * len(near)
+    assert sum(near) > 2 * len(near)
+
+
+def test_a_lexical_retriever_likes_a_rumour_at_least_as_well_as_the_truth(examples):
+    def words(document):
+        return re.findall(r"\w+", f"{document.title} {document.text}".lower())
+
+    for example in examples:
+        question = set(re.findall(r"\w+", example.question.lower()))
+        for rumour in filter(is_rumour, example.candidates):
+            [truth] = [d for d in example.candidates if key(d) == key(rumour) and not is_rumour(d)]
+            assert len(words(rumour)) <= len(words(truth))
+            assert not question & set(words(truth)[2:])  # only its key can match
+
+
+def test_values_belong_to_one_relation_each():
+    values = [v for relation in world.RELATIONS for v in relation.values]
+    assert len(set(values)) == len(values)
+
+
+def test_every_word_is_in_the_vocabulary(tokenizer, writer):
+    assert len(tokenizer) == len(vocabulary())
+    for example in make_examples(200, seed=3, documents=20):
+        for prompt in (
+            writer.select(example.question, example.candidates, 2),
+            writer.answer(example.question, example.candidates),
+        ):
+            assert tokenizer.unk_token_id not in prompt.token_ids
+            assert prompt.token_ids[0] == tokenizer.bos_token_id
+            assert not prompt.truncated_documents
+        assert tokenizer.unk_token_id not in writer.completion(example.answers[0])
+
+
+def test_completions_round_trip(writer, examples):
+    text = write_selection([i for i in range(20)])
+    assert writer.decode(writer.completion(text)) == text
+    assert read_selection(writer.decode(writer.completion("[12] > [1]")), 20, 2) == ((11, 0), False)
+    for example in examples:
+        assert writer.decode(writer.completion(example.answers[0])) == example.answers[0]
+
+
+def test_an_identifier_and_a_field_are_one_token_each(tokenizer):
+    assert tokenizer.tokenize("Kovac trade [12]: pilot\nSelection: [1]") == [
+        *("Kovac", "trade", "[12]", "pilot", "Selection:", "[1]"),
+    ]
+
+
+def test_offsets_let_a_long_document_be_cut(tokenizer):
+    example = make_examples(1, seed=0)[0]
+    writer = PromptWriter(tokenizer, "plain", max_tokens=70)
+    prompt = writer.select(example.question, example.candidates, 2)
+    assert len(prompt.token_ids) <= 70
+    assert prompt.truncated_documents
+    assert example.question.split()[2] in writer.decode(prompt.token_ids)
+
+
+def test_the_tokenizer_survives_saving(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Question: Name the Kovac hometown.\nSelection: [3] > [1]"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded.decode(loaded(" [3] > [1]", add_special_tokens=False)["input_ids"]) == "[3] > [1]"
+    assert loaded.eos_token == tokenizer.eos_token
+
+
+def test_lessons_are_in_the_tokens_of_the_prompts(tokenizer, writer):
+    from dro_rl.data.facts.curriculum import Lessons
+
+    lessons = Lessons(tokenizer, seed=0)
+    for row, field in ((lessons.select(8, turns=1), "Selection:"), (lessons.answer(2), "Answer:")):
+        prompt, completion = tokenizer.decode(row.ids).split(f" {field} ", maxsplit=1)
+        prompt = prompt.removeprefix(tokenizer.bos_token) + " " + field
+        completion = completion.split(tokenizer.eos_token)[0].strip()
+        expected = (*tokenizer(prompt)["input_ids"], *writer.completion(completion))
+        read = len(expected) - len(writer.completion(completion))
+        assert tuple(row.ids[: len(expected)]) == expected
+        assert row.labels[read : len(expected)] == row.ids[read : len(expected)]
+        assert set(row.labels[:read]) == {IGNORED}
+
+
+@pytest.mark.timeout(60)
+def test_miniature_training_learns_to_repeat_and_saves_a_model(tmp_path):
+    from dro_rl.data.facts.curriculum import pretrain
+
+    seen = []
+    figures = pretrain(tmp_path, seed=0, steps=100, scale=0.3, report=seen.append)
+    chance = math.log(len(vocabulary()))
+    assert seen[-1] == figures
+    assert figures["step"] == 100
+    assert figures["loss"] < chance - 0.2
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("Question: Name the Kovac hometown.\nAnswer:", return_tensors="pt")
+    written = model.generate(**ids, max_new_tokens=2, do_sample=False)
+    assert written.shape[1] > ids.input_ids.shape[1]
