@@ -42,6 +42,26 @@ class StepMetrics:
     tokens: int
 
 
+@dataclass(slots=True)
+class Totals:
+    """Sums over the loss terms of a batch; `loss` is the batch's."""
+
+    loss: float = 0.0
+    logp: float = 0.0
+    gap: float = 0.0
+    terms: int = 0
+    tokens: int = 0
+
+    def add(self, loss: float, logps: Sequence[float], targets: Sequence[Target]) -> None:
+        self.loss += loss
+        self.logp += sum(logps)
+        self.gap += sum(
+            abs(p - t.logq) for p, t in zip(logps, targets, strict=True) if t.logq is not None
+        )
+        self.terms += len(targets)
+        self.tokens += sum(len(c) for t in targets for c in t.completions)
+
+
 class Learner:
     """Trains one policy.
 
@@ -90,40 +110,42 @@ class Learner:
         return self.step_on([self.targets(w) for w in batch])
 
     def step_on(self, groups: Sequence[Sequence[Target]]) -> StepMetrics:
-        """One optimiser step; the loss is the mean over groups of the sum of their terms.
+        """One optimiser step on groups of loss terms."""
+        totals = self.backward(groups)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.trainable.values(), self.recipe.training.max_grad_norm
+        )
+        learning_rate = float(self.schedule.get_last_lr()[0])
+        if totals.terms:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        return StepMetrics(
+            totals.loss,
+            float(norm),
+            learning_rate,
+            totals.logp / max(totals.terms, 1),
+            totals.gap / max(totals.terms, 1),
+            totals.tokens,
+        )
+
+    def backward(self, groups: Sequence[Sequence[Target]]) -> Totals:
+        """Add to the gradient that of the mean over groups of the sum of their terms.
 
         Micro-batches hold whole questions and each loss is divided by the batch's number of
         questions, so the gradient does not depend on where the batch is split.
         """
         size = self.recipe.training.microbatch_size
-        ordered = sorted(groups, key=_longest)  # equal lengths side by side: less padding
-        loss, logp, gaps, terms, tokens = 0.0, 0.0, [], 0, 0
+        ordered = sorted((g for g in groups if g), key=_longest)  # equal lengths: less padding
+        totals = Totals()
         for start in range(0, len(ordered), size):
             targets = [t for g in ordered[start : start + size] for t in g]
-            if not targets:
-                continue
             logps = self._log_likelihoods(targets)
             weights = torch.tensor([t.coefficient for t in targets], device=logps.device)
-            micro = -(weights * logps).sum() / len(groups)
-            micro.backward()
-            loss += micro.item()
-            values = logps.tolist()
-            logp += sum(values)
-            gaps += [
-                abs(v - t.logq) for v, t in zip(values, targets, strict=True) if t.logq is not None
-            ]
-            terms += len(targets)
-            tokens += sum(len(c) for t in targets for c in t.completions)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.trainable.values(), self.recipe.training.max_grad_norm
-        )
-        learning_rate = float(self.schedule.get_last_lr()[0])
-        if terms:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.schedule.step()
-        gap = sum(gaps) / max(len(gaps), 1)
-        return StepMetrics(loss, float(norm), learning_rate, logp / max(terms, 1), gap, tokens)
+            loss = -(weights * logps).sum() / len(groups)
+            loss.backward()
+            totals.add(loss.item(), logps.tolist(), targets)
+        return totals
 
     def targets(self, weighted: WeightedRollout) -> list[Target]:
         """A group's loss terms; equal ones are added up, so each is computed once."""

@@ -145,7 +145,16 @@ def _base(
 def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
     from dro_rl.data.facts.curriculum import pretrain
 
-    pretrain(folder, recipe, console)  # type: ignore[call-arg, arg-type]
+    def report(figures: dict[str, float | str]) -> None:
+        console.say("  " + ", ".join(f"{k} {v}" for k, v in figures.items()))
+
+    console.say("pretrain on the built-in world's curriculum: some minutes, ends when learned")
+    pretrain(
+        folder,
+        seed=recipe.training.seed,
+        documents=recipe.retrieval.candidates,
+        report=report,
+    )
 
 
 def _corpus_base(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -88,9 +89,9 @@ def make_llama(
         num_key_value_heads=heads,
         max_position_embeddings=context,
         tie_word_embeddings=tied,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=SPECIAL.index("<pad>"),
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
         initializer_range=0.2,
     )
     torch.manual_seed(seed)
@@ -109,3 +110,20 @@ def _wrap(tokenizer: Tokenizer, chat: bool) -> PreTrainedTokenizerFast:
     if chat:
         wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+@torch.no_grad()
+def token_logps(
+    model: LlamaForCausalLM,
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    allowed: Sequence[Sequence[int]] | None = None,
+) -> list[float]:
+    """log p of each completion token [nats] by a plain forward, among `allowed` if given."""
+    logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].float()
+    if allowed is not None:
+        keep = torch.zeros_like(logits, dtype=torch.bool)
+        for row, tokens in enumerate(allowed):
+            keep[row, list(tokens)] = True
+        logits = logits.masked_fill(~keep, float("-inf"))
+    return logits.log_softmax(-1)[range(len(completion)), list(completion)].tolist()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from dro_rl.errors import UserError
 from dro_rl.prompts import PromptWriter, write_selection
@@ -85,9 +85,7 @@ class SelectionGrammar:
         pieces = self._further if used else self._first
         size = len(begun)
         allowed = {
-            piece[size]
-            for i, piece in enumerate(pieces)
-            if i not in used and piece[:size] == begun
+            piece[size] for i, piece in enumerate(pieces) if i not in used and piece[:size] == begun
         }
         if used and not begun:
             allowed.add(self.eos)
@@ -116,9 +114,7 @@ def _pieces(writer: PromptWriter, n: int, k: int) -> tuple[list[Tokens], list[To
     else:
         further = [tokens((i + 1) % n, i)[len(first[(i + 1) % n]) :] for i in range(n)]
     samples = [*permutations(range(n), 2), tuple(range(k))] if k > 1 else []
-    joined = all(
-        tokens(*s) == sum((further[i] for i in s[1:]), first[s[0]]) for s in samples
-    )
+    joined = all(tokens(*s) == sum((further[i] for i in s[1:]), first[s[0]]) for s in samples)
     if not joined or not _prefix_free(first) or not _prefix_free(further):
         raise UserError(
             'rollout.decoding: distinct needs a tokenizer that writes "[1] > [2]" identifier by '
@@ -131,4 +127,4 @@ def _pieces(writer: PromptWriter, n: int, k: int) -> tuple[list[Tokens], list[To
 def _prefix_free(pieces: list[Tokens]) -> bool:
     """In sorted order a sequence that begins others comes right before one of them."""
     ordered = sorted(pieces)
-    return all(a and b[: len(a)] != a for a, b in zip(ordered, ordered[1:]))
+    return all(a and b[: len(a)] != a for a, b in pairwise(ordered))

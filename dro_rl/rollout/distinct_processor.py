@@ -29,9 +29,7 @@ def distinct_arguments(grammar: SelectionGrammar) -> dict[str, Any]:
 class DistinctProcessor(LogitsProcessor):
     """Masks each constrained request's logits to the tokens that its grammar allows."""
 
-    def __init__(
-        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._tokenizer_name = str(vllm_config.model_config.tokenizer)
         self._grammars: dict[tuple[Any, ...], SelectionGrammar] = {}
         self._requests: dict[int, tuple[SelectionGrammar, list[int]]] = {}

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dro_rl.policy.distinct import SelectionGrammar
+    from dro_rl.recipe import PolicySection, RolloutSection
 
 Tokens = tuple[int, ...]
 
@@ -32,6 +33,10 @@ class Engine(Protocol):
 
     name: str
     version: str
+
+    def __init__(
+        self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int
+    ) -> None: ...
 
     def generate(
         self,

@@ -39,7 +39,7 @@ class TransformersEngine:
     ) -> None:
         self._section, self._rollout = section, rollout
         self._model = causal_lm.load_model(section, model_dir, training=False)
-        self._eos: int = causal_lm.load_tokenizer(model_dir).eos_token_id
+        self._eos = int(causal_lm.load_tokenizer(model_dir).eos_token_id)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def generate(
@@ -102,21 +102,21 @@ class TransformersEngine:
         token_ids: list[list[int]] = [[] for _ in range(len(logits))]
         logps: list[list[float]] = [[] for _ in range(len(logits))]
         live = [True] * len(logits)
-        for step in range(self._section.max_new_tokens):
-            if step:
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                logits = self._forward(chosen_B[:, None], mask, cache)
+        for left in reversed(range(self._section.max_new_tokens)):
             logps_B_V = self._distribution(logits, grammars, token_ids, live, generator is None)
             chosen_B = _draw(logps_B_V, generator)
             logp_B = logps_B_V.gather(1, chosen_B[:, None])[:, 0]
-            for row, (token, logp) in enumerate(zip(chosen_B.tolist(), logp_B.tolist())):
+            drawn = zip(chosen_B.tolist(), logp_B.tolist(), strict=True)
+            for row, (token, logp) in enumerate(drawn):
                 if live[row]:
                     token_ids[row].append(token)
                     logps[row].append(logp)
                     live[row] = token != self._eos
-            if not any(live):
+            if not (left and any(live)):
                 break
-        return [Sample(tuple(t), tuple(p)) for t, p in zip(token_ids, logps)]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            logits = self._forward(chosen_B[:, None], mask, cache)
+        return [Sample(tuple(t), tuple(p)) for t, p in zip(token_ids, logps, strict=True)]
 
     def _left_padded(self, prompts: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         width = max(map(len, prompts))

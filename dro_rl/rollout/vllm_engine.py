@@ -19,6 +19,7 @@ from dro_rl.rollout.quiet import quiet
 with quiet():
     import vllm
     from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
     from vllm.outputs import CompletionOutput
     from vllm.platforms import current_platform
 
@@ -88,7 +89,7 @@ class VllmEngine:
         self._reset_prefix_cache()
         torch.manual_seed(seed)
         outputs = self._llm.generate(
-            [{"prompt_token_ids": list(p)} for p in prompts], parameters, use_tqdm=False
+            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts], parameters, use_tqdm=False
         )
         return [[_sample(o) for o in output.outputs] for output in outputs]
 
@@ -106,7 +107,7 @@ class VllmEngine:
             logprob_token_ids=[last],
             detokenize=False,
         )
-        prompt = {"prompt_token_ids": [*prompt_ids, *head]}
+        prompt = TokensPrompt(prompt_token_ids=[*prompt_ids, *head])
         output = self._llm.generate([prompt], parameters, use_tqdm=False)[0]
         assert output.prompt_logprobs is not None and output.outputs[0].logprobs is not None
         rows = [*output.prompt_logprobs[len(prompt_ids) :], output.outputs[0].logprobs[0]]
@@ -150,8 +151,8 @@ class VllmEngine:
 
 def _sample(output: CompletionOutput) -> Sample:
     assert output.logprobs is not None
-    logps = tuple(row[token].logprob for row, token in zip(output.logprobs, output.token_ids))
-    return Sample(tuple(output.token_ids), logps)
+    rows = zip(output.logprobs, output.token_ids, strict=True)
+    return Sample(tuple(output.token_ids), tuple(row[token].logprob for row, token in rows if row))
 
 
 def _input_embedding(names: Iterable[str]) -> str:

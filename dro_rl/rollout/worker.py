@@ -37,7 +37,7 @@ class RolloutWorker:
     """
 
     def __init__(
-        self, recipe: Recipe, policy: PolicyName, model_dir: str, engine_seed: int
+        self, recipe: Recipe, policy: PolicyName, model_dir: str, engine_seed: int = 0
     ) -> None:
         started = time.perf_counter()
         os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
@@ -64,7 +64,7 @@ class RolloutWorker:
         }
 
     def select(
-        self, examples: Sequence[Example], *, samples: int, seed: int, greedy: bool = False
+        self, examples: Sequence[Example], samples: int, seed: int, greedy: bool = False
     ) -> list[Rollout]:
         """A group of `samples` selections of each example.
 
@@ -112,7 +112,9 @@ class RolloutWorker:
         ]
         unique = list(dict.fromkeys(prompts))
         groups = self._engine.generate(unique, samples=1, seed=0, greedy=True)
-        answers = {p: self._writer.decode(g[0].token_ids) for p, g in zip(unique, groups)}
+        answers = {
+            p: self._writer.decode(g[0].token_ids) for p, g in zip(unique, groups, strict=True)
+        }
         return [answers[p] for p in prompts]
 
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
@@ -122,9 +124,7 @@ class RolloutWorker:
         self._engine.load_weights(unpack(weights))
         self._version = version
 
-    def probe(
-        self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]
-    ) -> list[float]:
+    def probe(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> list[float]:
         """log p of each token of a fixed completion [nats], to compare with the learner's."""
         return self._engine.score(prompt_ids, completion_ids)
 

@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from tests.models import make_tokenizer, make_word_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dro_rl.errors import UserError
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.prompts import PromptWriter, read_selection, write_selection
+from tests.models import make_tokenizer, make_word_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +69,7 @@ def test_an_identifier_that_begins_another_is_told_apart():
     w = writer("pieces")
     grammar = SelectionGrammar(w, n=12, k=3)
     one = w.completion("[1]")[:-2]  # without the bracket and the end
-    close, zero, two = (w.tokenizer.convert_tokens_to_ids(t) for t in ("]", "0", "2"))
+    close, zero, two = w.tokenizer.convert_tokens_to_ids(["]", "0", "2"])
     assert {close, zero, two} <= set(grammar.allowed(one))
     after_1 = [*w.completion("[1]")[:-1], *w.completion("[12] > [1]")[4:-2]]
     assert close not in grammar.allowed(after_1) and zero in grammar.allowed(after_1)

@@ -180,7 +180,7 @@ def test_the_tokenizer_survives_saving(tokenizer, tmp_path):
 
 
 def test_lessons_are_in_the_tokens_of_the_prompts(tokenizer, writer):
-    from dro_rl.data.facts.curriculum import Lessons
+    from dro_rl.data.facts.lessons import Lessons
 
     lessons = Lessons(tokenizer, seed=0)
     for row, field in ((lessons.select(8, turns=1), "Selection:"), (lessons.answer(2), "Answer:")):

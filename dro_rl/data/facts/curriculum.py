@@ -4,40 +4,46 @@ One model learns both skills and serves as the starting point of both policies. 
 lessons is what makes it learn in minutes on one core:
 
 1. `repeat`: random sequences followed by themselves, until an induction head appears.
-2. `look up`: a key is followed by the identifier or by the value of its document.
+2. `look up`: a key is followed by the identifier or by the value of its document. Without the
+   look-ups of values, answers from four documents were still guesses after 270 CPU-seconds.
 3. `read`: the prompts of `dro_rl.prompts`, with decks of 4, then 6, ... documents; several
    questions stand behind one deck, each with its completion, so that a deck is read once.
 
-Muon trains the matrices and AdamW the rest: AdamW alone found no induction head in six times the
-time. The selector's teacher is right except that it takes a rumour for the truth at even odds.
+Muon trains the matrices and AdamW the rest: in a sketch of this world, AdamW alone found no
+induction head in six times the time. The selector's teacher is right except that it takes a rumour
+for the truth at even odds.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dro_rl.data.facts import world
-from dro_rl.data.facts.tokenizer import MAX_LENGTH, make_tokenizer
-from dro_rl.data.facts.world import Fact
-from dro_rl.prompts import PLAIN, PromptWriter, write_selection
+from dro_rl.data.facts.lessons import IGNORE, Lessons, Row
+from dro_rl.data.facts.tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, make_tokenizer
 
-SELECTED = 2  # identifiers in a selection
-RUMOURS = 0.15
-TURNS = 6  # questions behind one deck
 WINDOW = 50  # steps over which accuracy is averaged and reported
 MUON_LR, ADAMW_LR = 0.01, 2e-3
 WARMUP = 30  # steps
-IGNORE = -100
 
-Report = Callable[[dict[str, float | str]], None]
+
+class Figures(TypedDict):
+    """Means over a window of steps: `loss` [nats a token], `identifier` and `value` accuracy;
+    `step` is the number of steps done, `seconds` the processor time."""
+
+    stage: str
+    step: int
+    loss: float
+    identifier: float
+    value: float
+    seconds: float
 
 
 class NotLearned(RuntimeError):
@@ -66,128 +72,21 @@ def curriculum(documents: int) -> list[Stage]:
     ]
 
 
-@dataclass
-class Row:
-    """A training sequence; `labels` are IGNORE except where the model should write, and `kinds`
-    say what stands there: "i" a needed identifier, "v" a value, "-" anything else."""
-
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-
-    def read(self, ids: Sequence[int]) -> None:
-        """Append tokens to condition on."""
-        self.ids += ids
-        self.labels += [IGNORE] * len(ids)
-        self.kinds += "-" * len(ids)
-
-    def write(self, ids: Sequence[int], kinds: str) -> None:
-        """Append tokens to learn; `kinds` is padded with "-"."""
-        self.ids += ids
-        self.labels += ids
-        self.kinds += kinds.ljust(len(ids), "-")
-
-
-class Lessons:
-    """Makes training rows in the very tokens of the policies' prompts."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int):
-        self.tokenizer = tokenizer
-        self.writer = PromptWriter(tokenizer, "plain", MAX_LENGTH)
-        self.rng = random.Random(f"facts/curriculum/{seed}")
-
-    def repeat(self, longest: int = 24) -> Row:
-        """Random tokens, then the same again; the second copy is to be written."""
-        first = len(self.tokenizer.all_special_ids)
-        words = range(first, len(self.tokenizer))
-        copy = self.rng.choices(words, k=self.rng.randint(6, longest))
-        row = Row()
-        row.read([self.tokenizer.bos_token_id, *copy, copy[0]])
-        row.write(copy[1:], "i" * (len(copy) - 1))
-        return row
-
-    def look_up(self, deck: int) -> Row:
-        """The key alone, right before what it names: "Selection: the Kovac birthplace [3]", and
-        "Answer: the Kovac birthplace Lyon"."""
-        facts = world.draw_facts(self.rng, deck, RUMOURS)
-        row = self._deck(facts)
-        undisputed = [f for f in facts if not f.is_rumour and not _rumours(facts, f)]
-        turns = [(task, fact) for task in ("Selection:", "Answer:") for fact in undisputed]
-        for task, fact in self.rng.sample(turns, min(TURNS, len(turns))):
-            key = f"the {fact.person} {self.rng.choice(fact.relation.words)}"
-            row.read(self._encode(f"{task} {key}"))
-            if task == "Selection:":
-                row.write(self._encode(f"[{facts.index(fact) + 1}]"), "i")
-            else:
-                row.write(self._encode(fact.value), "v")
-        return row
-
-    def select(self, deck: int, turns: int = TURNS) -> Row:
-        """Selections; what a one-part question leaves over goes to the same person's documents."""
-        facts = world.draw_facts(self.rng, deck, RUMOURS)
-        row = self._deck(facts)
-        for _ in range(turns):
-            asked = world.draw_question(self.rng, facts)
-            chosen = [facts.index(self.rng.choice([f, *_rumours(facts, f)])) for f in asked]
-            while len(chosen) < SELECTED:
-                rest = [i for i in range(deck) if i not in chosen]
-                near = [i for i in rest if facts[i].person == asked[0].person]
-                chosen.append(self.rng.choice(near or rest))
-            self._turn(row, "select", asked)
-            kinds = "i-i-" if len(asked) > 1 else "i---"
-            row.write(self.writer.completion(write_selection(chosen)), kinds)
-        return row
-
-    def answer(self, deck: int, turns: int | None = None) -> Row:
-        """Answers from `deck` documents, rumours about other facts among them. Few turns behind a
-        small deck: a question asked before is answered by copying."""
-        facts = world.draw_facts(self.rng, max(4, deck), RUMOURS)
-        true = next(f for f in facts if not f.is_rumour)
-        others = [f for f in facts if f is not true]
-        facts = self.rng.sample([true, *self.rng.sample(others, deck - 1)], deck)
-        row = self._deck(facts)
-        for _ in range(turns or min(TURNS, 1 + deck // 2)):
-            asked = world.draw_question(self.rng, facts)
-            self._turn(row, "answer", asked)
-            kinds = "v-v-" if len(asked) > 1 else "v-"
-            row.write(self.writer.completion(world.write_answer(asked)), kinds)
-        return row
-
-    def batch(self, stage: Stage, scale: float = 1.0) -> list[Row]:
-        """The rows of one step; `scale` multiplies their number."""
-        n = stage.deck
-        if stage.name == "repeat":
-            shares = {self.repeat: 48}
-        elif stage.name == "look up":
-            shares = {self.repeat: 8, lambda: self.look_up(n): 20}
-        else:
-            shares = {
-                self.repeat: 2,
-                lambda: self.look_up(n): 3,
-                lambda: self.select(n): 9,
-                lambda: self.answer(self.rng.randint(2, n)): 12,
-            }
-        return [make() for make, rows in shares.items() for _ in range(max(1, round(scale * rows)))]
-
-    def _deck(self, facts: Sequence[Fact]) -> Row:
-        documents = [fact.document(self.rng) for fact in facts]
-        prompt = self.writer.select("", documents, SELECTED).token_ids
-        empty = self._encode(PLAIN["select"].format(documents="", question=""))
-        row = Row()
-        row.read(prompt[: -len(empty)])
-        return row
-
-    def _turn(self, row: Row, task: str, asked: Sequence[Fact]) -> None:
-        question = world.write_question(self.rng, asked)
-        row.read(self._encode(PLAIN[task].format(documents="", question=question)))
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _rumours(facts: Sequence[Fact], truth: Fact) -> list[Fact]:
-    key = truth.person, truth.relation
-    return [f for f in facts if f.is_rumour and (f.person, f.relation) == key]
+def make_batch(lessons: Lessons, stage: Stage, scale: float) -> list[Row]:
+    """The rows of one step; `scale` multiplies their number."""
+    n = stage.deck
+    if stage.name == "repeat":
+        shares = {lessons.repeat: 48}
+    elif stage.name == "look up":
+        shares = {lessons.repeat: 8, lambda: lessons.look_up(n): 20}
+    else:
+        shares = {
+            lessons.repeat: 2,
+            lambda: lessons.look_up(n): 3,
+            lambda: lessons.select(n): 9,
+            lambda: lessons.answer(lessons.rng.randint(2, n)): 12,
+        }
+    return [make() for make, rows in shares.items() for _ in range(max(1, round(scale * rows)))]
 
 
 def make_model(
@@ -206,9 +105,9 @@ def make_model(
         max_position_embeddings=MAX_LENGTH,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
     )
     model = LlamaForCausalLM(config)
     for name, weight in model.named_parameters():
@@ -225,8 +124,8 @@ def pretrain(
     documents: int = 8,
     steps: int | None = None,
     scale: float = 1.0,
-    report: Report = lambda figures: None,
-) -> dict[str, float | str]:
+    report: Callable[[Figures], object] = lambda figures: None,
+) -> Figures:
     """Train a model from scratch through the curriculum; save it in Hugging Face format.
 
     Args:
@@ -235,15 +134,13 @@ def pretrain(
         scale: rows a step, as a share of the usual number (48 short ones, later about 26).
         report: receives the figures of every window of steps.
     Returns:
-        The last window's figures: `stage`, `step`, `loss` [nats a token], the accuracies
-        `identifier` and `value`, and `seconds` of processor time.
+        The last window's figures.
     Raises:
         NotLearned: a stage reached its step ceiling.
     """
     tokenizer = make_tokenizer()
     student = _Student(make_model(tokenizer, seed=seed))
     lessons = Lessons(tokenizer, seed)
-    figures: dict[str, float | str] = {}
     for stage in curriculum(documents):
         for figures in _windows(student, lessons, stage, steps, scale):
             report(figures)
@@ -257,13 +154,13 @@ def pretrain(
 
 
 def _windows(
-    student: _Student, lessons: Lessons, stage: Stage, steps: int | None, scale: float = 1.0
-) -> Iterator[dict[str, float | str]]:
+    student: _Student, lessons: Lessons, stage: Stage, steps: int | None, scale: float
+) -> Iterator[Figures]:
     """Train on one stage, yielding the mean figures of each window of steps."""
     for _ in range(stage.max_steps // WINDOW):
         window = []
         while len(window) < WINDOW and student.step != steps:
-            window.append(student.learn(lessons.batch(stage, scale)))
+            window.append(student.learn(make_batch(lessons, stage, scale)))
         loss, identifier, value = torch.tensor(window).nanmean(0).nan_to_num().tolist()
         yield {
             "stage": stage.name,
@@ -302,7 +199,7 @@ class _Student:
     def learn(self, rows: Sequence[Row]) -> tuple[float, float, float]:
         """One step; the loss [nats a token], identifier and value accuracy before it."""
         length = max(len(row.ids) for row in rows)
-        ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in rows])
+        ids = torch.tensor([row.ids + [PAD_ID] * (length - len(row.ids)) for row in rows])
         labels = torch.tensor([row.labels + [IGNORE] * (length - len(row.ids)) for row in rows])
         kinds = [kind for row in rows for kind, t in zip(row.kinds, row.labels) if t != IGNORE]
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dro_rl.data.facts import world
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+PAD_ID, BOS_ID, EOS_ID, UNKNOWN_ID = range(4)
 FIELDS = ("Question:", "Selection:", "Answer:")
 IDENTIFIERS = tuple(f"[{i}]" for i in range(1, 21))
 MAX_LENGTH = 1024  # tokens
@@ -39,7 +40,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, BOS_ID)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,0 +1,192 @@
+"""The vLLM engine against float32 forwards of the same model.
+
+The engine lives in a spawned process of its own, started once, since it changes its host; the
+tests send it calls and compare here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import random
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dro_rl.policy.distinct import SelectionGrammar
+from dro_rl.policy.weights import pack
+from dro_rl.prompts import PromptWriter, read_selection
+from dro_rl.recipe import PolicySection, RolloutSection
+from dro_rl.rollout.environment import engine_environment, has_gpu
+from tests.models import make_llama, make_tokenizer, token_logps
+
+pytest.importorskip("vllm", reason="vLLM does not support this machine")
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+TOKENIZER = make_tokenizer()
+EOS = TOKENIZER.eos_token_id
+DRAW = random.Random(0)
+PROMPTS = [tuple([1, *DRAW.choices(range(3, 300), k=n)]) for n in (5, 90, 33, 90, 64, 3) * 5]
+SECTION = PolicySection(model="tiny", dtype="float32", max_length=128, max_new_tokens=9)
+ROLLOUT = RolloutSection(max_sequences=32)
+TOLERANCE = 1e-4
+
+
+class Host:
+    """An engine in another process: `host(name, method, ...)` calls a method of a model's."""
+
+    def __init__(self, models: dict[str, str]) -> None:
+        context = mp.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        before = dict(os.environ)
+        os.environ.update(engine_environment(ROLLOUT, threads=1))
+        self._process = context.Process(target=serve, args=(theirs, models), daemon=True)
+        self._process.start()
+        os.environ.clear()
+        os.environ.update(before)
+
+    def __call__(self, model: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        self._pipe.send((model, method, args, kwargs))
+        ok, value = self._pipe.recv()
+        assert ok, value
+        return value
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def serve(pipe: Connection, models: dict[str, str]) -> None:
+    from dro_rl.policy.weights import unpack
+    from dro_rl.rollout.vllm_engine import VllmEngine
+
+    engines: dict[str, VllmEngine] = {}
+    while True:
+        model, method, args, kwargs = pipe.recv()
+        try:
+            if model not in engines:
+                engines[model] = VllmEngine(models[model], section=SECTION, rollout=ROLLOUT, seed=0)
+            if method == "load_weights":
+                args = (unpack(args[0]),)
+            if grammars := kwargs.get("grammars"):
+                writer = PromptWriter(make_tokenizer(), "plain", 100)
+                kwargs["grammars"] = [SelectionGrammar(writer, n, k) for n, k in grammars]
+            pipe.send((True, getattr(engines[model], method)(*args, **kwargs)))
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return {
+        "untied": make_llama(folder / "untied", tokenizer=TOKENIZER, seed=1),
+        "tied": make_llama(folder / "tied", tokenizer=TOKENIZER, seed=2, tied=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def host(folder, models):
+    started = Host({name: str(folder / name) for name in models})
+    yield started
+    started.close()
+
+
+def assert_logps(model, groups, tolerance=TOLERANCE):
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for sample in group:
+            expected = token_logps(model, prompt, sample.token_ids)
+            assert sample.logps == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+def test_sample_logps_are_the_models(host, models, name):
+    groups = host(name, "generate", PROMPTS, samples=8, seed=1)
+    assert [len(g) for g in groups] == [8] * len(PROMPTS)
+    assert_logps(models[name], groups)
+
+
+def test_samples_end_with_the_first_end_of_sequence_or_the_limit(host):
+    samples = [s for g in host("untied", "generate", PROMPTS, samples=8, seed=2) for s in g]
+    ends = [s.token_ids[-1] == EOS for s in samples]
+    assert any(ends) and not all(ends)
+    for sample, ended in zip(samples, ends, strict=True):
+        assert EOS not in sample.token_ids[:-1] and len(sample.logps) == len(sample.token_ids)
+        assert ended or len(sample.token_ids) == SECTION.max_new_tokens
+
+
+def test_distinct_samples_are_valid_and_scored_under_the_grammar(host, models):
+    sizes = [(DRAW.randint(1, 20), 2) for _ in PROMPTS]
+    writer = PromptWriter(TOKENIZER, "plain", 100)
+    groups = host("untied", "generate", PROMPTS, samples=8, seed=3, grammars=sizes)
+    whole = 0
+    for prompt, (n, k), group in zip(PROMPTS, sizes, groups, strict=True):
+        grammar = SelectionGrammar(writer, n, k)
+        for sample in group:
+            allowed = grammar.allowed_table(sample.token_ids)
+            expected = token_logps(models["untied"], prompt, sample.token_ids, allowed)
+            assert sample.logps == pytest.approx(expected, abs=TOLERANCE)
+            if sample.token_ids[-1] == EOS:
+                whole += 1
+                assert not read_selection(writer.decode(sample.token_ids), n, k)[1]
+    assert whole > len(PROMPTS)
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_greedy_is_the_plain_engines_greedy(host, folder, models, distinct):
+    from dro_rl.rollout.transformers_engine import TransformersEngine
+
+    plain = TransformersEngine(str(folder / "tied"), section=SECTION, rollout=ROLLOUT, seed=0)
+    writer = PromptWriter(TOKENIZER, "plain", 100)
+    grammars = [SelectionGrammar(writer, 7, 2) for _ in PROMPTS] if distinct else None
+    expected = plain.generate(PROMPTS, samples=1, seed=0, greedy=True, grammars=grammars)
+    sizes = [(7, 2) for _ in PROMPTS] if distinct else None
+    got = host("tied", "generate", PROMPTS, samples=1, seed=0, greedy=True, grammars=sizes)
+    assert [g[0].token_ids for g in got] == [g[0].token_ids for g in expected]
+
+
+def test_equal_seeds_give_equal_samples_whatever_came_before(host):
+    first = host("untied", "generate", PROMPTS, samples=4, seed=5)
+    host("untied", "generate", PROMPTS[:7], samples=1, seed=0, greedy=True)
+    host("tied", "generate", PROMPTS, samples=2, seed=5)
+    assert host("untied", "generate", PROMPTS, samples=4, seed=6) != first
+    assert host("untied", "generate", PROMPTS, samples=4, seed=5) == first
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+def test_score_is_the_models_up_to_a_full_context(host, models, name):
+    host(name, "generate", PROMPTS[:2], samples=1, seed=0)  # so that a prefix is cached
+    for prompt, length in ((PROMPTS[1], 4), (PROMPTS[0], 1), (PROMPTS[1], 128 - len(PROMPTS[1]))):
+        completion = tuple(range(10, 10 + length))
+        expected = token_logps(models[name], prompt, completion)
+        assert host(name, "score", prompt, completion) == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+def test_new_weights_replace_the_old_and_their_cache(host, models, name, tmp_path):
+    host(name, "generate", PROMPTS, samples=2, seed=1)  # fills the prefix cache
+    new = make_llama(tmp_path, tokenizer=TOKENIZER, seed=9, tied=name == "tied")
+    weights = pack(new.state_dict())
+    if name == "tied":  # as checkpoints are, and the learner's weights
+        weights.pop("lm_head.weight")
+    host(name, "load_weights", weights)
+    assert_logps(new, host(name, "generate", PROMPTS, samples=4, seed=1))
+    host(name, "load_weights", pack(models[name].state_dict()))
+    assert_logps(models[name], host(name, "generate", PROMPTS, samples=2, seed=1))
+
+
+@pytest.mark.skipif(has_gpu(), reason="compares two processes bit by bit")
+def test_another_process_draws_the_same_samples(host, folder, models):
+    other = Host({"untied": str(folder / "untied")})
+    try:
+        theirs = other("untied", "generate", PROMPTS, samples=4, seed=5)
+    finally:
+        other.close()
+    assert theirs == host("untied", "generate", PROMPTS, samples=4, seed=5)

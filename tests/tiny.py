@@ -1,0 +1,66 @@
+"""A tiny experiment for tests: a word-level world, random Llamas, and a recipe that joins them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dro_rl.policy import causal_lm
+from dro_rl.recipe import Recipe
+from dro_rl.records import Document, Example, Rollout, Selection
+from tests.models import make_llama, make_word_tokenizer
+
+CITIES = ("Lyon", "Oslo", "Turin", "Ghent", "Porto", "Basel")
+PEOPLE = ("Kovac", "Silva", "Brandt", "Orsa", "Keld", "Salter")
+WORDS = [*CITIES, *PEOPLE, "hometown", "Name", "the", "and", "Where"]
+
+
+def make_recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:
+    """A valid recipe of two tiny models made in `folder`; `sections` override."""
+    models = {}
+    for seed, policy in enumerate(("selector", "generator")):
+        models[policy] = folder / policy
+        if not models[policy].exists():
+            tokenizer = make_word_tokenizer(WORDS, identifiers=8)
+            make_llama(models[policy], tokenizer=tokenizer, hidden=32, seed=seed, context=256)
+    policy = {"dtype": "float32", "max_length": 256, "max_new_tokens": 8, "learning_rate": 1e-3}
+    settings: dict[str, dict[str, Any]] = {
+        "data": {"kind": "jsonl", "path": "unused.jsonl"},
+        "retrieval": {"kind": "given", "candidates": 5},
+        "selector": {"model": str(models["selector"]), "documents": 2, **policy},
+        "generator": {"model": str(models["generator"]), **policy},
+        "rollout": {"engine": "transformers"},
+        "algorithm": {"samples": 4},
+        "training": {"batch_size": 4, "microbatch_size": 2, "max_grad_norm": 1e9},
+        "cluster": {"mode": "local"},
+    }
+    for name, changes in sections.items():
+        settings[name] = {**settings.get(name, {}), **changes}
+    return Recipe.model_validate(settings)
+
+
+def make_example(number: int = 0, documents: int = 5) -> Example:
+    """A question about the person of document 0."""
+    people = [PEOPLE[(number + i) % len(PEOPLE)] for i in range(documents)]
+    cities = [CITIES[(2 * number + i) % len(CITIES)] for i in range(documents)]
+    candidates = tuple(
+        Document(f"{p} hometown", f"{c}.", is_gold=i == 0)
+        for i, (p, c) in enumerate(zip(people, cities, strict=True))
+    )
+    return Example(
+        f"q{number}", f"Name the {people[0]} hometown.", (cities[0], cities[1]), candidates
+    )
+
+
+def make_rollout(recipe: Recipe, example: Example, chosen: list[tuple[int, ...]]) -> Rollout:
+    """A rollout whose selections name `chosen`, as if each token had been sampled at 1/e."""
+    from dro_rl.prompts import write_selection
+
+    writer = causal_lm.prompt_writer(recipe.selector, recipe.selector.model)
+    prompt = writer.select(example.question, example.candidates, recipe.selector.documents)
+    selections = []
+    for documents in chosen:
+        text = write_selection(documents)
+        ids = writer.completion(text)
+        selections.append(Selection(text, ids, (-1.0,) * len(ids), documents, False))
+    return Rollout(example, prompt.token_ids, tuple(selections), 0)

@@ -1,0 +1,149 @@
+"""The M-step: what the loss is made of, and that nothing accidental changes it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dro_rl.learner import Learner
+from dro_rl.policy.weights import unpack
+from dro_rl.records import WeightedRollout
+from tests.tiny import make_example, make_recipe, make_rollout
+
+GROUPS = [[(0, 1), (2, 3), (0, 1)], [(4,), (1, 0), (3, 2)], [(2, 0), (0, 2), (1, 3)]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def make_learner(folder, policy="selector", **sections) -> Learner:
+    recipe = make_recipe(folder, **sections)
+    return Learner(recipe, policy, recipe.policy(policy).model, 20, 1e-2)
+
+
+def make_batch(learner: Learner) -> list[WeightedRollout]:
+    batch = []
+    for number, chosen in enumerate(GROUPS):
+        rollout = make_rollout(learner.recipe, make_example(number), chosen)
+        weights = (0.5, 0.3, 0.2)
+        batch.append(WeightedRollout(rollout, weights, weights))
+    return batch
+
+
+def gradient(learner: Learner, batch) -> dict[str, torch.Tensor]:
+    learner.optimizer.zero_grad()
+    learner.backward([learner.targets(w) for w in batch])
+    return {n: p.grad.clone() for n, p in learner.trainable.items()}
+
+
+@pytest.mark.parametrize("policy", ["selector", "generator"])
+def test_gradient_does_not_depend_on_the_micro_batch(folder, policy):
+    whole, split = (
+        make_learner(folder, policy, training={"microbatch_size": size}) for size in (3, 1)
+    )
+    batch = make_batch(whole)
+    one, two = gradient(whole, batch), gradient(split, batch)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-4)
+
+
+def test_equal_selections_are_computed_once_and_count_twice(folder):
+    learner = make_learner(folder)
+    batch = make_batch(learner)
+    targets = learner.targets(batch[0])
+    assert [t.coefficient for t in targets] == pytest.approx([0.7, 0.3])
+
+
+def test_loss_is_the_weighted_mean_over_questions(folder):
+    learner = make_learner(folder, "generator")
+    batch = make_batch(learner)
+    wanted = 0.0
+    for w in batch:
+        for target in learner.targets(w):
+            (c,) = target.completions
+            ids = torch.tensor([[*c.prompt_ids, *c.token_ids]])
+            with torch.no_grad():
+                logps = learner.model(ids).logits[0, :-1].log_softmax(-1)
+            start = len(c.prompt_ids) - 1
+            logp = sum(logps[start + i, t].item() for i, t in enumerate(c.token_ids))
+            wanted -= target.coefficient * logp / len(batch)
+    assert learner.backward([learner.targets(w) for w in batch]).loss == pytest.approx(wanted, 1e-5)
+
+
+def test_a_group_without_weight_still_counts_as_a_question(folder):
+    learner = make_learner(folder)
+    first, second, _ = make_batch(learner)
+    nothing = WeightedRollout(second.rollout, (0.0,) * 3, (0.0,) * 3)
+    alone = gradient(learner, [first])
+    beside = gradient(learner, [first, nothing])
+    for name in alone:
+        torch.testing.assert_close(beside[name] * 2, alone[name], atol=1e-6, rtol=1e-4)
+
+
+def test_steps_raise_what_is_weighted_up(folder):
+    learner = make_learner(folder)
+    batch = make_batch(learner)
+    before = learner.step(batch)
+    for _ in range(10):
+        after = learner.step(batch)
+    assert after.loss < before.loss - 0.1
+
+
+def test_gap_is_rounding_on_policy_and_grows_with_steps(folder):
+    learner = make_learner(folder)
+    batch = []
+    for w in make_batch(learner):
+        (logps,) = learner.score([w.rollout])
+        selections = tuple(
+            replace(s, logps=(p,)) for s, p in zip(w.rollout.selections, logps, strict=True)
+        )
+        batch.append(replace(w, rollout=replace(w.rollout, selections=selections)))
+    assert learner.step(batch).logp_gap < 1e-4
+    assert learner.step(batch).logp_gap > 1e-2
+
+
+def test_resuming_is_exact(folder, tmp_path):
+    batch = make_batch(make_learner(folder))
+    straight = make_learner(folder, training={"schedule": "cosine", "warmup_steps": 2})
+    straight.step(batch)
+    straight.save(tmp_path / "selector")
+    resumed = make_learner(folder, training={"schedule": "cosine", "warmup_steps": 2})
+    resumed.restore(tmp_path / "selector")
+    one, two = straight.step(batch), resumed.step(batch)
+    assert one == two
+    for a, b in zip(straight.trainable.values(), resumed.trainable.values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_schedule_warms_up_and_decays(folder):
+    learner = make_learner(folder, training={"schedule": "cosine", "warmup_steps": 4})
+    batch = make_batch(learner)
+    rates = [learner.step(batch).learning_rate for _ in range(20)]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert rates[5] > rates[12] > rates[19] > 0
+
+
+@pytest.mark.parametrize("policy", ["selector", "generator"])
+def test_lora_trains_adapters_alone_and_ships_merged_weights(folder, policy):
+    learner = make_learner(folder, policy, **{policy: {"lora": {"rank": 4, "alpha": 8}}})
+    assert learner.trainable and all("lora_" in n for n in learner.trainable)
+    batch = make_batch(learner)
+    first = learner.step(batch).loss
+    for _ in range(5):
+        last = learner.step(batch).loss
+    assert last < first
+    plain = make_learner(folder, policy)
+    plain.model.load_state_dict(unpack(learner.weights()), strict=True)
+    completion, wanted = learner.probe(make_example())
+    same, got = plain.probe(make_example())
+    assert same == completion
+    assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_bfloat16_keeps_float32_weights_and_ships_bfloat16(folder):
+    learner = make_learner(folder, selector={"dtype": "bfloat16"})
+    assert {p.dtype for p in learner.trainable.values()} == {torch.float32}
+    assert {w.dtype for w in unpack(learner.weights()).values()} == {torch.bfloat16}
+    assert learner.step(make_batch(learner)).loss > 0

@@ -1,0 +1,418 @@
+"""Reading recipes: what is accepted, and what a user is told of everything else."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from dro_rl import resources
+from dro_rl.errors import UserError
+from dro_rl.recipe import Bm25Retrieval, FactsData, Recipe
+from dro_rl.recipe_file import load_recipe, localise, make_recipe
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[2]
+VALID = """
+data:
+  kind: jsonl
+  path: train.jsonl
+  evaluation_questions: 2
+retrieval:
+  kind: given
+  candidates: 10
+selector:
+  model: models/selector
+generator:
+  model: models/generator
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str = VALID, name: str = "recipe.yaml") -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The folder of recipes that the project carries, empty."""
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "project" / "dro_rl")
+    folder = tmp_path / "project" / "recipes"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def problem(name: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as told:
+        load_recipe(name, overrides)
+    return str(told.value)
+
+
+# --- strictness ---------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_papers(write):
+    recipe = load_recipe(write())
+    assert recipe.selector.documents == 5
+    assert recipe.algorithm.kind == "dro"
+    assert recipe.algorithm.train == ["selector", "generator"]
+    assert recipe.rollout.temperature == 1
+    assert recipe.generator.answers == "first"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainig.iterations=3", "trainig: unknown key; did you mean training?"),
+        ("training.iteration=3", "training.iteration: unknown key; did you mean iterations?"),
+        ("data.pth=x", "data.pth: unknown key; did you mean path?"),
+        ("retrieval.candidate=3", "retrieval.candidate: unknown key; did you mean candidates?"),
+        ("selector.lora.rnk=3", "selector.lora.rnk: unknown key; did you mean rank?"),
+        ("selector.scratch.head=4", "selector.scratch.head: unknown key; did you mean heads?"),
+        (
+            "training.early_stop.metrics=em",
+            "training.early_stop.metrics: unknown key; did you mean metric?",
+        ),
+        ("generator.documents=4", "generator.documents: unknown key; known keys: model, init"),
+        ("tracking.zzz=4", "tracking.zzz: unknown key; known keys: run_dir"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(write, override, told):
+    assert told in problem(write(), override)
+
+
+def test_an_option_of_another_kind_is_an_error(write):
+    assert "retrieval.k1: unknown key; known keys: candidates, shuffle, kind" in problem(
+        write(), "retrieval.k1=2"
+    )
+    assert load_recipe(write(), ["retrieval.kind=bm25", "retrieval.k1=2"]).retrieval == (
+        Bm25Retrieval(kind="bm25", candidates=10, k1=2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("retrieval.kind=bm26", "retrieval.kind: must be one of 'given', 'bm25'"),
+        ("data={path: x.jsonl}", "data.kind: must be one of 'facts', 'hotpotqa', 'jsonl'"),
+        ("selector={}", "selector.model: is required"),
+        ("data=train.jsonl", "data"),
+        ("training.iterations=many", "training.iterations: Input should be a valid integer"),
+        ("training.iterations=0", "training.iterations: Input should be greater than 0"),
+        ("training.iterations=2.5", "training.iterations: Input should be a valid integer"),
+        ("selector.learning_rate=-1", "selector.learning_rate: Input should be greater than 0"),
+        ("retrieval.shuffle=perhaps", "retrieval.shuffle: Input should be a valid boolean"),
+        ("selector.dtype=float16", "selector.dtype: Input should be 'float32' or 'bfloat16'"),
+        ("selector=big", "selector: Input should be a valid dictionary"),
+        ("algorithm.train=[reader]", "algorithm.train.0: Input should be 'selector' or"),
+        ("algorithm.train=[]", "algorithm.train: List should have at least 1 item"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(write, override, told):
+    assert told in problem(write(), override)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("algorithm.tau=often", "algorithm.tau"),
+        ("training.questions_per_iteration=some", "training.questions_per_iteration"),
+        ("selector.lora.target_modules=3", "selector.lora.target_modules"),
+    ],
+)
+def test_a_bad_value_of_a_key_with_two_types_names_no_key_that_is_not_there(write, override, key):
+    lines = [line.strip() for line in problem(write(), override).splitlines()[1:]]
+    assert lines and all(line.startswith(f"{key}: ") for line in lines), lines
+
+
+def test_the_value_that_was_given_is_shown(write):
+    assert "(given: 'many')" in problem(write(), "training.iterations=many")
+
+
+def test_every_problem_is_told_at_once(write):
+    told = problem(write(), "training.iterations=0", "selector.modle=x", "retrieval.kind=x")
+    assert told.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["selector.documents=11"], "selector.documents (11) exceeds retrieval.candidates (10)"),
+        (
+            ["data={kind: facts}"],
+            "retrieval.candidates (10) exceeds data.documents (8)",
+        ),
+        (
+            ["data={kind: facts, documents: 10}", "retrieval.kind=bm25"],
+            "set retrieval.corpus: own",
+        ),
+        (
+            ["retrieval={kind: bm25, corpus: own, corpus_path: x.jsonl}"],
+            "corpus: own ranks the question's own documents: drop corpus_path",
+        ),
+        (["warmup.pretraining=facts"], "warmup.pretraining: facts belongs to data.kind: facts"),
+        (
+            ["algorithm.tau=per_token", "generator.answers=any"],
+            "algorithm.tau: per_token needs generator.answers: first",
+        ),
+        (
+            ["algorithm.train=[generator]", "rollout.temperature=0.7"],
+            "selector must be in algorithm.train",
+        ),
+        (["training.batch_size=2"], "training.microbatch_size exceeds training.batch_size"),
+        (["rollout.top_p=0.9"], "rollout: top_p and top_k cut the support"),
+        (["rollout.top_k=50"], "rollout: top_p and top_k cut the support"),
+        (
+            ["algorithm.baseline=uniform", "algorithm.samples=1"],
+            "algorithm: baseline: uniform with samples: 1",
+        ),
+        (["algorithm.train=[selector, selector]"], "algorithm: train names a policy twice"),
+        (
+            ["selector.max_new_tokens=64", "selector.max_length=64"],
+            "selector: max_new_tokens must be smaller than max_length",
+        ),
+        (["selector.scratch.hidden_size=100"], "hidden_size must be a multiple of 8 * heads"),
+    ],
+)
+def test_contradictory_settings_are_refused(write, overrides, told):
+    assert told in problem(write(), *overrides)
+
+
+def test_settings_that_only_look_contradictory_are_accepted(write):
+    load_recipe(write(), ["rollout.top_p=0.9", "rollout.allow_biased_sampling=true"])
+    load_recipe(write(), ["algorithm.train=[selector]", "rollout.temperature=0.7"])
+    load_recipe(
+        write(),
+        ["data={kind: facts, documents: 10}", "retrieval.kind=bm25", "retrieval.corpus=own"],
+    )
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_a_missing_recipe_lists_those_that_the_project_carries(shipped):
+    (shipped / "demo.yaml").write_text(VALID)
+    (shipped / "hotpot.yaml").write_text(VALID)
+    told = problem("demmo.yaml")
+    assert told == (
+        "demmo.yaml: no such file. The project carries recipes/demo.yaml, recipes/hotpot.yaml"
+    )
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "recipes/demo.yaml"])
+def test_a_shipped_recipe_is_found_from_any_folder(shipped, tmp_path, monkeypatch, name):
+    (shipped / "demo.yaml").write_text(VALID)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load_recipe(name).data.kind == "jsonl"
+
+
+def test_a_file_in_the_working_folder_wins_over_a_shipped_one(shipped, write, monkeypatch):
+    (shipped / "demo.yaml").write_text(VALID)
+    path = Path(write(VALID.replace("candidates: 10", "candidates: 7"), "recipes/demo.yaml"))
+    monkeypatch.chdir(path.parent.parent)
+    assert load_recipe("recipes/demo.yaml").retrieval.candidates == 7
+
+
+def test_broken_yaml_names_the_line(write):
+    told = problem(write("data:\n  kind: jsonl\n  path: [a, b\nretrieval: {}\n"))
+    assert "recipe.yaml, line 4" in told
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "just words", "data: \x07\n", "tracking: {run_dir: 2024-13-45}"]
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name(write, text):
+    assert "recipe.yaml" in problem(write(text))
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe\x00data")
+    assert "cannot be read as text" in problem(str(path))
+
+
+# --- extends ------------------------------------------------------------------------------------
+
+
+def test_extends_takes_the_file_beside_and_overrides_single_settings(write, monkeypatch, tmp_path):
+    write(VALID, "deep/base.yaml")
+    path = write("extends: base.yaml\nselector: {documents: 3}\n", "deep/child.yaml")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(path)
+    assert recipe.selector.documents == 3
+    assert recipe.selector.model == "models/selector"
+
+
+def test_extends_finds_a_shipped_recipe_by_name(shipped, write):
+    (shipped / "demo.yaml").write_text(VALID)
+    path = write("extends: recipes/demo.yaml\nretrieval: {candidates: 6}\n", "mine/child.yaml")
+    recipe = load_recipe(path)
+    assert recipe.retrieval.candidates == 6
+
+
+def test_extends_goes_through_several_files(write):
+    write(VALID, "a.yaml")
+    write("extends: a.yaml\ntraining: {iterations: 2, seed: 2}\n", "b.yaml")
+    recipe = load_recipe(write("extends: b.yaml\ntraining: {seed: 3}\n", "c.yaml"))
+    assert (recipe.training.iterations, recipe.training.seed) == (2, 3)
+
+
+def test_a_section_of_another_kind_replaces_the_bases_whole(write):
+    write(VALID, "base.yaml")
+    path = write("extends: base.yaml\ndata: {kind: facts, documents: 10}\n", "child.yaml")
+    assert load_recipe(path).data == FactsData(kind="facts", documents=10)
+
+
+def test_a_recipe_that_extends_itself_through_others_is_refused(write):
+    write("extends: b.yaml\n", "a.yaml")
+    path = write("extends: a.yaml\n", "b.yaml")
+    told = problem(path)
+    assert "extends itself" in told and "a.yaml" in told and "b.yaml" in told
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [("nowhere.yaml", "nowhere.yaml: no such file"), ("[a, b]", "must be the name of one recipe")],
+)
+def test_extends_of_nothing_is_refused(write, base, told):
+    assert told in problem(write(f"extends: {base}\n"))
+
+
+def test_a_broken_base_is_named_itself(write):
+    write("data: [", "base.yaml")
+    assert "base.yaml, line" in problem(write("extends: base.yaml\n", "child.yaml"))
+
+
+# --- overrides ----------------------------------------------------------------------------------
+
+
+def test_overrides_are_read_as_yaml_and_the_last_one_wins(write):
+    recipe = load_recipe(
+        write(),
+        [
+            "algorithm.samples=16",
+            "algorithm.samples=4",
+            "selector.learning_rate=1e-4",
+            "retrieval.shuffle=false",
+            "algorithm.train=[generator]",
+            "training.questions_per_iteration=all",
+            "data.path=a=b.jsonl",
+            "data.train_questions=null",
+        ],
+    )
+    assert recipe.algorithm.samples == 4
+    assert recipe.selector.learning_rate == 1e-4
+    assert recipe.retrieval.shuffle is False
+    assert recipe.algorithm.train == ["generator"]
+    assert recipe.data.path == "a=b.jsonl"
+
+
+def test_an_override_makes_sections_that_the_file_lacks(write):
+    recipe = load_recipe(write(), ["selector.lora.rank=8", "training.early_stop.patience=2"])
+    assert recipe.selector.lora.rank == 8
+    assert recipe.training.early_stop.patience == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.iterations", "write section.key=value"),
+        ("=3", "write section.key=value"),
+        ("training.iterations=[1", "the value is not YAML"),
+        ("tracking.run_dir=2024-13-45", "the value is not YAML"),
+        ("data.path.x=1", "path is not a section"),
+    ],
+)
+def test_a_malformed_override_is_quoted(write, override, told):
+    message = problem(write(), override)
+    assert told in message and repr(override) in message
+
+
+# --- resolving ----------------------------------------------------------------------------------
+
+
+def test_resolved_settings_make_the_same_recipe_again(write):
+    recipe = load_recipe(write(), ["selector.lora.rank=8", "algorithm.tau=per_token"])
+    assert make_recipe(recipe.resolved(), "again") == recipe
+
+
+def test_localise_makes_the_paths_absolute(write, tmp_path, monkeypatch):
+    path = write()
+    (tmp_path / "models" / "selector").mkdir(parents=True)
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "mine.py").touch()
+    (tmp_path / "train.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    recipe = localise(load_recipe(path, ["reward=rewards/mine.py", "tracking.run_dir=runs/a"]))
+    monkeypatch.chdir("/")
+    assert recipe.selector.model == str(tmp_path / "models" / "selector")
+    assert recipe.reward == str(tmp_path / "rewards" / "mine.py")
+    assert recipe.tracking.run_dir == str(tmp_path / "runs" / "a")
+    assert recipe.data.path == str(tmp_path / "train.jsonl")
+    assert localise(recipe) == recipe
+
+
+def test_localise_leaves_names_that_are_no_paths(write):
+    overrides = ["selector.model=Qwen/Qwen2.5-1.5B", "reward=my.module:Mine"]
+    recipe = localise(load_recipe(write(), overrides))
+    assert recipe.selector.model == "Qwen/Qwen2.5-1.5B"
+    assert recipe.reward == "my.module:Mine"
+
+
+# --- quick answers ------------------------------------------------------------------------------
+
+
+def run_python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_recipes_are_read_without_torch_ray_or_vllm():
+    code = (
+        "import sys, dro_rl.recipe, dro_rl.recipe_file, dro_rl.cli\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'datasets', 'numpy', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert run_python(code).stdout.strip() == "[]"
+
+
+def test_check_answers_quickly_with_recipe_words_and_memory(write, tmp_path):
+    path = write(VALID.replace("models/selector", "Qwen/Qwen2.5-1.5B-Instruct"))
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = run_python("from dro_rl.cli import main; main()", "check", path, cwd=tmp_path)
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr
+    assert statistics.median(seconds) < 1.5, seconds
+    assert "documents: 5" in done.stdout and "temperature: 1.0" in done.stdout  # defaults too
+    assert "draws 8 selections of up to 5 of 10 documents" in done.stdout
+    assert "selector engine" in done.stdout and "selector learner" in done.stdout
+    assert "the size of models/generator is not known from here" in done.stdout
+
+
+def test_the_schema_has_a_description_or_a_telling_name_for_every_kind():
+    """`kind` is what a union is told apart by: every member must have it, with a single value."""
+    for section in ("data", "retrieval"):
+        members = Recipe.model_json_schema()["properties"][section]["discriminator"]["mapping"]
+        assert members
