@@ -165,7 +165,11 @@ def _load(name: str | None, overrides: list[str] | None) -> Recipe:
 
 def _with_environment(overrides: list[str] | None) -> list[str]:
     """Overrides of the command line after those of DRO_RL_OVERRIDES (for `ray job submit`)."""
-    return [*shlex.split(os.environ.get("DRO_RL_OVERRIDES", "")), *(overrides or [])]
+    text = os.environ.get("DRO_RL_OVERRIDES", "")
+    try:
+        return [*shlex.split(text), *(overrides or [])]
+    except ValueError as error:
+        raise UserError(f"DRO_RL_OVERRIDES={text}: {error}") from error
 
 
 _MAY_CHANGE = ("training.iterations", "training.early_stop", "cluster.", "rollout.workers")
@@ -190,8 +194,9 @@ def _resumed(run: Path, overrides: list[str]) -> Recipe:
 
 
 def _require_run(run: Path) -> None:
-    if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: not a run directory (it has no recipe.yaml)")
+    from dro_rl.tracking.run_directory import RunDirectory
+
+    RunDirectory.open(run)
 
 
 def _prepare_process(recipe: Recipe) -> None:

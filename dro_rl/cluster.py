@@ -164,12 +164,13 @@ class _RayTeam:
 
     def _get(self, refs: list[Any], method: str, timeout: float) -> list[Any]:
         import ray
+        from ray.exceptions import GetTimeoutError, RayTaskError
 
         try:
             return ray.get(refs, timeout=timeout)
-        except ray.exceptions.GetTimeoutError as error:
+        except GetTimeoutError as error:
             raise self._too_slow(method, timeout) from error
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from error
             raise
@@ -242,7 +243,7 @@ def _check_answers(address: str) -> None:
         return  # "auto" and the like
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last two: not an address at all
         raise UserError(
             f"cluster.address {address}: nothing answers there ({error}). Start a head with "
             "`ray start --head`, or drop the address to run Ray inside this process"

@@ -69,7 +69,10 @@ def parameters(section: PolicySection) -> int | None:
         folder = Path(__file__).parent / section.model
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if files:
-        return sum(_stored_parameters(f) for f in files)
+        try:
+            return sum(_stored_parameters(f) for f in files)
+        except (OSError, ValueError, struct.error):
+            return None  # a broken file, or a pointer of git-lfs: training says so by name
     if section.init == "scratch":
         s = section.scratch
         layer = 4 * s.hidden_size**2 + 3 * s.hidden_size * s.intermediate_size
@@ -81,7 +84,10 @@ def parameters(section: PolicySection) -> int | None:
 def _stored_parameters(path: Path) -> int:
     """Read off the header of a safetensors file: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        (size,) = struct.unpack("<Q", file.read(8))
+        if size > path.stat().st_size:
+            raise ValueError(f"{path}: not a safetensors file")
+        header = json.loads(file.read(size))
     total = 0
     for name, tensor in header.items():
         if name != "__metadata__":

@@ -123,7 +123,7 @@ class PromptWriter:
             return Prompt(tuple(ids))
         heads = [self._render(i, Document(d.title, "")) for i, d in enumerate(documents)]
         room = self.max_tokens - len(self._encode(task, question, heads, k))
-        while room > 0:
+        while room >= 0:
             shares = _fair_shares([self._count(d.text) for d in documents], room)
             cut = [
                 Document(d.title, self._cut(d.text, s))
@@ -134,7 +134,10 @@ class PromptWriter:
             if len(ids) <= self.max_tokens:
                 shortened = sum(a.text != b.text for a, b in zip(cut, documents, strict=True))
                 return Prompt(tuple(ids), shortened)
-            room -= len(ids) - self.max_tokens  # tokens that merge differently once joined
+            if not room:
+                break
+            # Tokens merge differently once joined.
+            room = max(0, room - (len(ids) - self.max_tokens))
         raise UserError(
             f"question {question[:80]!r} with {len(documents)} documents needs more than the "
             f"{self.max_tokens} tokens that the context leaves for a prompt, even with every "

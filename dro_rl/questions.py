@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dro_rl.data import Split, load_examples
-from dro_rl.recipe import Recipe
+from dro_rl.policy.causal_lm import check_context, prompt_writer
+from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example
 from dro_rl.retrieval import add_candidates
 
@@ -27,6 +28,30 @@ def load_questions(recipe: Recipe) -> Split:
         required=recipe.selector.documents,
     )
     return Split(ready[: len(split.train)], ready[len(split.train) :])
+
+
+def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: Split) -> None:
+    """Refuse models and prompts that cannot work, before any process is started.
+
+    Of the prompts, only the longest is tried: the question that has most characters which cannot
+    be cut (its own and its titles').
+
+    Raises:
+        UserError: a model that cannot be read, or a context that is too short.
+    """
+    everything = [*questions.train, *questions.evaluation]
+    longest = max(
+        everything, key=lambda e: len(e.question) + sum(len(d.title) for d in e.candidates)
+    )
+    k = recipe.selector.documents
+    for policy, model in models.items():
+        section = recipe.policy(policy)
+        check_context(section, model)
+        writer = prompt_writer(section, model)
+        if policy == "selector":
+            writer.select(longest.question, longest.candidates, k)
+        else:
+            writer.answer(longest.question, longest.candidates[:k])
 
 
 def questions_of(recipe: Recipe, train: Sequence[Example], iteration: int) -> list[Example]:

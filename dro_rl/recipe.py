@@ -125,8 +125,11 @@ class Scratch(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> Scratch:
-        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 8:
-            raise ValueError("hidden_size must be a multiple of 8 * heads")
+        head = self.hidden_size // self.heads
+        if self.hidden_size % self.heads or head not in (32, 64, 80, 96, 128):
+            raise ValueError(
+                "hidden_size / heads must be 32, 64, 80, 96 or 128, which vLLM's CPU kernels take"
+            )
         return self
 
 
@@ -317,12 +320,12 @@ class Recipe(Section):
             raise ValueError(
                 f"retrieval.candidates ({n}) exceeds data.documents ({self.data.documents})"
             )
-        if isinstance(self.data, FactsData) and isinstance(self.retrieval, Bm25Retrieval):
-            if self.retrieval.corpus != "own" or self.retrieval.corpus_path:
-                raise ValueError(
-                    "each question of data.kind: facts is a world of its own, and the worlds "
-                    "contradict each other: set retrieval.corpus: own"
-                )
+        pooled = isinstance(self.retrieval, Bm25Retrieval) and self.retrieval.corpus != "own"
+        if isinstance(self.data, FactsData) and pooled:
+            raise ValueError(
+                "each question of data.kind: facts is a world of its own, and the worlds "
+                "contradict each other: set retrieval.corpus: own"
+            )
         if self.warmup.pretraining == "facts" and self.data.kind != "facts":
             raise ValueError("warmup.pretraining: facts belongs to data.kind: facts")
         if self.algorithm.tau == "per_token" and self.generator.answers == "any":

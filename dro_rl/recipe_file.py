@@ -54,6 +54,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}{where}: {problem}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from error
+    except ValueError as error:  # such as a date without such a day
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections (data, retrieval, selector...)")
     base = settings.pop("extends", None)
@@ -85,7 +87,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: write section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"override {override!r}: the value is not YAML") from error
     *path, last = key.strip().split(".")
     section = settings
@@ -101,17 +103,18 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     """One validation error in words: the dotted key, what is wrong, the nearest known key."""
     keys = [str(k) for k in error["loc"]]
-    dotted = ".".join(_without_tags(keys)) or "recipe"
     if error["type"] == "extra_forbidden":
+        dotted = ".".join([*_without_tags(keys[:-1]), keys[-1]])
         known = _fields_at(Recipe, keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{dotted}: unknown key; {hint}"
+    dotted = ".".join(_without_tags(keys)) or "recipe"
     if error["type"] == "missing":
         return f"{dotted}: is required"
     if error["type"].startswith("union_tag"):
-        context = error.get("ctx", {})
-        return f"{dotted}.kind: must be one of {context.get('expected_tags', '')}"
+        kinds = ", ".join(repr(_kind(m)) for m in _models_at(Recipe, keys))
+        return f"{dotted}.kind: must be one of {kinds}"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
@@ -121,10 +124,10 @@ def _explain(error: Any) -> str:
 def _without_tags(keys: Sequence[str]) -> list[str]:
     """Keys as the user wrote them: pydantic puts a union's tag or type into the location."""
     shown: list[str] = []
-    for key in keys[:-1]:
-        if key in _fields_at(Recipe, shown):
+    for key in keys:
+        if key in _fields_at(Recipe, shown) or key.isdigit():
             shown.append(key)
-    return [*shown, *keys[-1:]]
+    return shown
 
 
 def _fields_at(model: type[BaseModel], keys: Sequence[str]) -> list[str]:
@@ -166,9 +169,17 @@ def _kind(model: type[BaseModel]) -> str | None:
 
 
 def localise(recipe: Recipe) -> Recipe:
-    """The recipe with the paths that other processes read made absolute: their working folder
-    is not this one's."""
+    """The recipe with its paths made absolute: other processes, and commands that read the run
+    later, have working folders of their own."""
     settings = recipe.resolved()
+    for section, key in (
+        ("data", "path"),
+        ("data", "evaluation_path"),
+        ("retrieval", "corpus_path"),
+    ):
+        name = settings[section].get(key)
+        if name and Path(name).expanduser().exists():
+            settings[section][key] = str(Path(name).expanduser().absolute())
     for policy in ("selector", "generator"):
         folder = Path(settings[policy]["model"]).expanduser()
         if folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -182,14 +183,19 @@ def start_teams(
         ("reward service", reward),
         *((_NAMES[n], t) for n, t in engines.items()),
     ]
-    with console.stage("start", len(named), "roles ready") as advance:
-        for name, team in named:
-            for about in team.ready():
-                console.say(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in about.items()))
-            advance(1)
+    console.say(f"starting {len(named)} roles (engines take up to a minute)")
+    start = time.monotonic()
+    for name, team in named:
+        for about in team.ready():
+            console.say(f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in about.items()))
+    console.say(f"ready in {time.monotonic() - start:.1f} s")
     return Teams(recipe, engines, reward, learners)
 
 
 def process_count(recipe: Recipe) -> int:
     """How many processes `start_teams` makes."""
     return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + len(recipe.algorithm.train)
+
+
+def _short(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

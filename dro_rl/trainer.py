@@ -16,7 +16,7 @@ from dro_rl.cluster import open_cluster
 from dro_rl.data import Split
 from dro_rl.evaluator import evaluate
 from dro_rl.learner import StepMetrics
-from dro_rl.questions import iteration_size, load_questions, questions_of, seed_of
+from dro_rl.questions import check_prompts, iteration_size, load_questions, questions_of, seed_of
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import load_reward
@@ -41,6 +41,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         models = {
             p: checkpoint.policy_folder(resume, state.iteration, p, m) for p, m in models.items()
         }
+    check_prompts(recipe, models, questions)
     with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, models, console, steps)

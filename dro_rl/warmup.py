@@ -143,10 +143,11 @@ def _base(
 
 
 def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
-    from dro_rl.data.facts.curriculum import pretrain
+    from dro_rl.data.facts.curriculum import Figures, pretrain
 
-    def report(figures: dict[str, float | str]) -> None:
-        console.say("  " + ", ".join(f"{k} {v}" for k, v in figures.items()))
+    def report(figures: Figures) -> None:
+        shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        console.say("  " + ", ".join(shown))
 
     console.say("pretrain on the built-in world's curriculum: some minutes, ends when learned")
     pretrain(

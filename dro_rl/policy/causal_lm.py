@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -78,6 +80,24 @@ def prompt_writer(section: PolicySection, name: str) -> PromptWriter:
     return PromptWriter(tokenizer, style, section.max_length - section.max_new_tokens)
 
 
+def check_context(section: PolicySection, name: str) -> None:
+    """Refuse a model whose context is shorter than `max_length`, before an engine is started.
+
+    Raises:
+        UserError: it is, or the model has no readable configuration.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name))
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, "configuration", error) from error
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context < section.max_length:
+        raise UserError(
+            f"max_length {section.max_length} exceeds the context of {name} ({context} tokens): "
+            f"set max_length to {context} or less"
+        )
+
+
 def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrainedModel:
     """A causal LM on this process's device.
 
@@ -85,21 +105,15 @@ def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrain
     loses updates smaller than 1/256 of it; the forward pass then runs under autocast.
 
     Raises:
-        UserError: it cannot be loaded, or its context is shorter than `max_length`.
+        UserError: it cannot be loaded.
     """
     source = resolve_model(name)
     full = training and section.lora is None
     dtype = torch.float32 if full else _DTYPES[section.dtype]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(name, "model", error) from error
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and context < section.max_length:
-        raise UserError(
-            f"max_length {section.max_length} exceeds the context of {name} ({context} tokens): "
-            f"set max_length to {context} or less"
-        )
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,7 +189,7 @@ def _without_peft(model: Any) -> Any:
 
 
 def _not_loadable(name: str, what: str, error: Exception) -> UserError:
-    first_line = str(error).strip().splitlines()[0][:200]
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return UserError(
         f"{name}: its {what} could not be loaded ({first_line}). Give a folder in Hugging Face "
         "format, or a hub name and a connection to the hub (HF_TOKEN for gated models)"

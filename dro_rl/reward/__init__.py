@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from dro_rl.errors import UserError
 from dro_rl.records import Outcome
 from dro_rl.resources import find_file
 
 Need = Literal["likelihood", "answer"]
+Scale = Literal["log", "linear"]
 
 
 class Reward(ABC):
@@ -25,7 +27,7 @@ class Reward(ABC):
     `needs`: what an `Outcome` must carry; what is not named is not computed.
     """
 
-    scale: ClassVar[Literal["log", "linear"]] = "linear"
+    scale: ClassVar[Scale] = "linear"
     needs: ClassVar[tuple[Need, ...]] = ()
 
     @abstractmethod
@@ -37,8 +39,22 @@ def load_reward(name: str) -> Reward:
     """The reward that a recipe names: a file (`rewards/f1.py`) or `module:Class`.
 
     Raises:
-        UserError: there is no such file, module or class, or not exactly one Reward in the file.
+        UserError: there is no such file, module or class, not exactly one Reward in the file, or
+            its `scale` or `needs` is none that exists.
     """
+    reward = _find(name)
+    label = f"reward {type(reward).__name__}"
+    if reward.scale not in get_args(Scale):
+        raise UserError(f'{label}: scale must be "log" or "linear", not {reward.scale!r}')
+    needs = reward.needs
+    if not isinstance(needs, tuple | list) or not set(needs) <= set(get_args(Need)):
+        raise UserError(
+            f'{label}: needs must be a tuple of "likelihood" and "answer", not {needs!r}'
+        )
+    return reward
+
+
+def _find(name: str) -> Reward:
     if name.endswith(".py"):
         return _from_file(find_file(name, "rewards"))
     module_name, _, class_name = name.partition(":")
@@ -60,6 +76,7 @@ def _from_file(path: Path) -> Reward:
     spec = importlib.util.spec_from_file_location(f"dro_rl_reward_{path.stem}", path)
     assert spec and spec.loader
     module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     classes = [
         c

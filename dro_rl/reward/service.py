@@ -91,10 +91,16 @@ class RewardService:
         return result
 
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Take the generator's new weights."""
-        state = unpack(weights)
-        missing = self.model.load_state_dict(state, strict=False)
-        assert not missing.unexpected_keys, missing.unexpected_keys
+        """Take the generator's new weights.
+
+        Raises:
+            RuntimeError: names or shapes are not this model's.
+        """
+        missing, unexpected = self.model.load_state_dict(unpack(weights), strict=False)
+        tied = bool(getattr(self.model.config, "tie_word_embeddings", False))
+        missing = [name for name in missing if not (tied and name == "lm_head.weight")]
+        if missing or unexpected:
+            raise RuntimeError(f"weights lack {missing[:3]} and bring unknown {unexpected[:3]}")
         self.version = version
 
     def probe(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:

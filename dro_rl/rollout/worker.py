@@ -33,21 +33,24 @@ class RolloutWorker:
         recipe: the experiment.
         policy: which of its policies.
         model_dir: the weights to start from, version 0: a folder or a hub name.
-        engine_seed: of the engine; each call of `select` brings its own.
     """
 
-    def __init__(
-        self, recipe: Recipe, policy: PolicyName, model_dir: str, engine_seed: int = 0
-    ) -> None:
+    def __init__(self, recipe: Recipe, policy: PolicyName, model_dir: str) -> None:
         started = time.perf_counter()
         os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
+        import torch
+
         from dro_rl.policy.causal_lm import prompt_writer, resolve_model
 
+        torch.set_num_threads(recipe.cluster.threads)  # local mode imported torch before us
         self._recipe = recipe
-        section = recipe.selector if policy == "selector" else recipe.generator
+        section = recipe.policy(policy)
         self._writer = prompt_writer(section, model_dir)
         self._engine: Engine = _engine_class(recipe.rollout.engine)(
-            resolve_model(model_dir), section=section, rollout=recipe.rollout, seed=engine_seed
+            resolve_model(model_dir),
+            section=section,
+            rollout=recipe.rollout,
+            seed=recipe.training.seed,
         )
         self._grammars: dict[int, SelectionGrammar] = {}
         self._version = 0
@@ -112,9 +115,8 @@ class RolloutWorker:
         ]
         unique = list(dict.fromkeys(prompts))
         groups = self._engine.generate(unique, samples=1, seed=0, greedy=True)
-        answers = {
-            p: self._writer.decode(g[0].token_ids) for p, g in zip(unique, groups, strict=True)
-        }
+        texts = [self._writer.decode(group[0].token_ids) for group in groups]
+        answers = dict(zip(unique, texts, strict=True))
         return [answers[p] for p in prompts]
 
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:

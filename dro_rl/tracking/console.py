@@ -39,7 +39,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.rich.print(escape(text))
+        self.rich.print(text, markup=False, emoji=False)
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
@@ -86,10 +86,7 @@ class Console:
         for _, heading, _, _ in _COLUMNS:
             table.add_column(heading, justify="right")
         for summary in summaries:
-            cells = [
-                form.format(summary[key] * factor) if summary.get(key) is not None else "-"
-                for key, _, form, factor in _COLUMNS
-            ]
+            cells = [_figure(summary, key, form, factor) for key, _, form, factor in _COLUMNS]
             name = "warm start" if summary["iteration"] == 0 else str(summary["iteration"])
             table.add_row(name, *cells)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
@@ -98,7 +95,7 @@ class Console:
         """One line: where the figures were, and where they are now."""
         first, last = summaries[0], summaries[-1]
         moves = [
-            f"{heading} " + " -> ".join(form.format(s[key] * factor) for s in (first, last))
+            f"{heading} " + " -> ".join(_figure(s, key, form, factor) for s in (first, last))
             for key, heading, form, factor in _COLUMNS
             if key in ("em", "f1", "gold_recall", "bound") and last.get(key) is not None
         ]
@@ -121,3 +118,8 @@ class Console:
                 )
                 self.say(f"  {label} {row['answer']!r:<24} from {documents or 'no document'}")
         self.say("  (* marks a gold document)")
+
+
+def _figure(summary: Mapping[str, Any], key: str, form: str, factor: float) -> str:
+    value = summary.get(key)
+    return "-" if value is None else form.format(value * factor)

@@ -36,13 +36,14 @@ class RunDirectory:
             UserError: it holds a run already, or cannot be written.
         """
         path = Path(recipe.tracking.run_dir).expanduser().absolute()
-        if (path / "recipe.yaml").exists():
-            raise UserError(
-                f"{path}: holds a run already. Continue it with --resume {path}, or give another "
-                "place with tracking.run_dir=..."
-            )
-        made = [p for p in (path, *path.parents) if not p.exists()]
+        made: list[Path] = []
         try:
+            if (path / "recipe.yaml").exists():
+                raise UserError(
+                    f"{path}: holds a run already. Continue it with --resume {path}, or give "
+                    "another place with tracking.run_dir=..."
+                )
+            made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
@@ -53,7 +54,7 @@ class RunDirectory:
             ) from error
         finally:
             for folder in made:
-                if folder.is_dir():
+                if os.path.isdir(folder):
                     folder.rmdir()
 
     @classmethod
@@ -72,8 +73,11 @@ class RunDirectory:
         Raises:
             UserError: there is no run there.
         """
-        if not (path / "recipe.yaml").is_file():
-            raise UserError(f"{path}: not a run directory (it has no recipe.yaml)")
+        if not (path / "recipe.yaml").is_file() or not (path / "checkpoints").is_dir():
+            raise UserError(
+                f"{path}: not a run directory (it lacks recipe.yaml or checkpoints/): give the "
+                "folder that a run's tracking.run_dir names"
+            )
         return cls(path)
 
     # --- recipe ---------------------------------------------------------------------------------
@@ -105,7 +109,8 @@ class RunDirectory:
     def evaluated_questions(self, iteration: int) -> list[dict[str, Any]]:
         """What was selected and answered for each question."""
         path = self.path / "evaluation" / f"iteration-{iteration:04d}.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # str.splitlines would cut at U+2028 too
+            return [json.loads(line) for line in file]
 
     # --- metrics and rollouts -------------------------------------------------------------------
 
@@ -175,10 +180,14 @@ def environment() -> list[str]:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a reader never sees half of it."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 TOKENIZER = make_tokenizer()
 EOS = TOKENIZER.eos_token_id
 DRAW = random.Random(0)
-PROMPTS = [tuple([1, *DRAW.choices(range(3, 300), k=n)]) for n in (5, 90, 33, 90, 64, 3) * 5]
+PROMPTS = [(1, *DRAW.choices(range(3, 300), k=n)) for n in (5, 90, 33, 90, 64, 3) * 3]
 SECTION = PolicySection(model="tiny", dtype="float32", max_length=128, max_new_tokens=9)
 ROLLOUT = RolloutSection(max_sequences=32)
 TOLERANCE = 1e-4
@@ -108,8 +108,8 @@ def assert_logps(model, groups, tolerance=TOLERANCE):
 
 @pytest.mark.parametrize("name", ["untied", "tied"])
 def test_sample_logps_are_the_models(host, models, name):
-    groups = host(name, "generate", PROMPTS, samples=8, seed=1)
-    assert [len(g) for g in groups] == [8] * len(PROMPTS)
+    groups = host(name, "generate", PROMPTS, samples=4, seed=1)
+    assert [len(g) for g in groups] == [4] * len(PROMPTS)
     assert_logps(models[name], groups)
 
 
@@ -125,7 +125,7 @@ def test_samples_end_with_the_first_end_of_sequence_or_the_limit(host):
 def test_distinct_samples_are_valid_and_scored_under_the_grammar(host, models):
     sizes = [(DRAW.randint(1, 20), 2) for _ in PROMPTS]
     writer = PromptWriter(TOKENIZER, "plain", 100)
-    groups = host("untied", "generate", PROMPTS, samples=8, seed=3, grammars=sizes)
+    groups = host("untied", "generate", PROMPTS, samples=4, seed=3, grammars=sizes)
     whole = 0
     for prompt, (n, k), group in zip(PROMPTS, sizes, groups, strict=True):
         grammar = SelectionGrammar(writer, n, k)

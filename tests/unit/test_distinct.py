@@ -69,7 +69,8 @@ def test_an_identifier_that_begins_another_is_told_apart():
     w = writer("pieces")
     grammar = SelectionGrammar(w, n=12, k=3)
     one = w.completion("[1]")[:-2]  # without the bracket and the end
-    close, zero, two = w.tokenizer.convert_tokens_to_ids(["]", "0", "2"])
+    vocabulary = w.tokenizer.get_vocab()
+    close, zero, two = vocabulary["]"], vocabulary["0"], vocabulary["2"]
     assert {close, zero, two} <= set(grammar.allowed(one))
     after_1 = [*w.completion("[1]")[:-1], *w.completion("[12] > [1]")[4:-2]]
     assert close not in grammar.allowed(after_1) and zero in grammar.allowed(after_1)

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 
 from dro_rl.algorithms.dro import coefficients, effective_sample_size, importance_weights
 from dro_rl.learner import Learner
@@ -66,7 +65,7 @@ def test_selector_probabilities_sum_to_one(enumerated):
 
 
 def test_m_step_gradient_is_that_of_the_marginal_likelihood(learners, everything, enumerated):
-    """With every selection once (q uniform), sum_i w_i grad log p = grad log p(y|x), both models."""
+    """With every selection once (q uniform), sum_i w_i grad log p is grad log p(y|x)."""
     logp_s, logp_g = enumerated
     m = len(everything.selections)
     ratios = [p + math.log(m) for p in logp_s.tolist()]

@@ -148,7 +148,7 @@ def test_every_word_is_in_the_vocabulary(tokenizer, writer):
 
 
 def test_completions_round_trip(writer, examples):
-    text = write_selection([i for i in range(20)])
+    text = write_selection(range(20))
     assert writer.decode(writer.completion(text)) == text
     assert read_selection(writer.decode(writer.completion("[12] > [1]")), 20, 2) == ((11, 0), False)
     for example in examples:

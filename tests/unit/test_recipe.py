@@ -12,7 +12,7 @@ import pytest
 
 from dro_rl import resources
 from dro_rl.errors import UserError
-from dro_rl.recipe import Bm25Retrieval, FactsData, Recipe
+from dro_rl.recipe import Bm25Retrieval, FactsData
 from dro_rl.recipe_file import load_recipe, localise, make_recipe
 
 pytestmark = pytest.mark.unit
@@ -409,10 +409,3 @@ def test_check_answers_quickly_with_recipe_words_and_memory(write, tmp_path):
     assert "draws 8 selections of up to 5 of 10 documents" in done.stdout
     assert "selector engine" in done.stdout and "selector learner" in done.stdout
     assert "the size of models/generator is not known from here" in done.stdout
-
-
-def test_the_schema_has_a_description_or_a_telling_name_for_every_kind():
-    """`kind` is what a union is told apart by: every member must have it, with a single value."""
-    for section in ("data", "retrieval"):
-        members = Recipe.model_json_schema()["properties"][section]["discriminator"]["mapping"]
-        assert members

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 TOKENIZER = make_tokenizer()
 WRITER = PromptWriter(TOKENIZER, "plain", 100)
 DRAW = random.Random(0)
-PROMPTS = [tuple([1, *DRAW.choices(range(3, 300), k=length)]) for length in (5, 40, 17, 40, 3)]
+PROMPTS = [(1, *DRAW.choices(range(3, 300), k=length)) for length in (5, 40, 17, 40, 3)]
 SECTION = PolicySection(model="tiny", dtype="float32", max_length=128, max_new_tokens=9)
 
 

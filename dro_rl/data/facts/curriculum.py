@@ -5,7 +5,8 @@ lessons is what makes it learn in minutes on one core:
 
 1. `repeat`: random sequences followed by themselves, until an induction head appears.
 2. `look up`: a key is followed by the identifier or by the value of its document. Without the
-   look-ups of values, answers from four documents were still guesses after 270 CPU-seconds.
+   look-ups of values, and with punctuation as tokens, value accuracy stood at 0.85 after 270
+   seconds of processor time; with both changes it passes 0.98 in 160.
 3. `read`: the prompts of `dro_rl.prompts`, with decks of 4, then 6, ... documents; several
    questions stand behind one deck, each with its completion, so that a deck is read once.
 
@@ -201,7 +202,12 @@ class _Student:
         length = max(len(row.ids) for row in rows)
         ids = torch.tensor([row.ids + [PAD_ID] * (length - len(row.ids)) for row in rows])
         labels = torch.tensor([row.labels + [IGNORE] * (length - len(row.ids)) for row in rows])
-        kinds = [kind for row in rows for kind, t in zip(row.kinds, row.labels) if t != IGNORE]
+        kinds = [
+            kind
+            for row in rows
+            for kind, t in zip(row.kinds, row.labels, strict=True)
+            if t != IGNORE
+        ]
 
         # Rows are padded on the right and attention is causal: no mask is needed. The vocabulary
         # is scored only where there is something to write.

@@ -2,10 +2,10 @@
 
 A *fact* is a person, a relation and a value. The title of its document is the key ("Kovac
 birthplace"), its text a sentence ("Born in Lyon, according to town records."). A *rumour*
-contradicts one fact ("Kovac birthplace rumour": "Born in Oslo, people say."): it has every
-look-up word of the truth and is shorter, so a lexical retriever likes it at least as well, and a
-generator that reads it alone answers wrongly. The other candidates are near misses: the same person
-with another relation, another person with the same relation.
+contradicts one fact ("Kovac birthplace rumour": "Born in Oslo, people say of Kovac."): it has
+every look-up word of the truth and names the person twice, so a lexical retriever likes it better,
+and a generator that reads it alone answers wrongly. The other candidates are near misses: the same
+person with another relation, another person with the same relation.
 
 Facts are drawn anew for every question, so a policy can memorise none: it has to read.
 
@@ -93,7 +93,7 @@ RELATIONS = (
 )
 SOURCES = ("according to town records", "as parish books state", "by all accounts")
 RUMOUR = "rumour"
-HEARSAY = "people say"
+HEARSAY = "people say of"
 TWO_PARTS = 0.6  # share of questions that need two documents
 
 
@@ -111,7 +111,7 @@ class Fact:
         key = f"{self.person} {rng.choice(self.relation.words)}"
         claim = f"{self.relation.phrase} {self.value}"
         if self.is_rumour:
-            return Document(f"{key} {RUMOUR}", f"{claim}, {HEARSAY}.")
+            return Document(f"{key} {RUMOUR}", f"{claim}, {HEARSAY} {self.person}.")
         return Document(key, f"{claim}, {rng.choice(SOURCES)}.", is_gold)
 
 

@@ -1,0 +1,442 @@
+"""Bad input on the command line: one message that says how to mend it, exit code 2, no trace.
+
+Commands that need no torch run in a process of their own; the others run in this one, through the
+same entry point, for importing it a dozen times would take a minute.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dro_rl.cli import main
+from dro_rl.recipe_file import load_recipe
+from dro_rl.tracking.run_directory import RunDirectory
+from tests.models import make_llama
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Place:
+    """A folder with a valid tiny experiment in it; tests break one thing each."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> str:
+        return str(self.folder / "recipe.yaml")
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "questions.jsonl"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "one"
+
+    def files(self) -> set[str]:
+        return {str(p.relative_to(self.folder)) for p in self.folder.rglob("*")}
+
+    def start_run(self) -> None:
+        """A run that was interrupted before its first checkpoint."""
+        RunDirectory.create(load_recipe(self.recipe))
+
+    def write_questions(self, rows: list[dict | str]) -> None:
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        self.data.write_text("\n".join(lines) + "\n")
+
+
+def question(number: int, **changes) -> dict:
+    documents = [
+        {"title": f"Lake {i}", "text": f"Keeper {number + i}.", "is_gold": i == 0} for i in range(4)
+    ]
+    row = {
+        "id": f"q{number}",
+        "question": f"Who keeps lake {number}?",
+        "answers": [f"Keeper {number}"],
+        "documents": documents,
+    }
+    return row | changes
+
+
+QUESTIONS = [question(i) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_llama(folder, hidden=32, layers=1, context=256)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, model, monkeypatch) -> Place:
+    monkeypatch.delenv("DRO_RL_OVERRIDES", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    place = Place(tmp_path / "work")
+    place.folder.mkdir()
+    shutil.copytree(model, place.folder / "model")
+    place.write_questions(list(QUESTIONS))
+    policy = {
+        "model": str(place.folder / "model"),
+        "dtype": "float32",
+        "max_length": 256,
+        "max_new_tokens": 6,
+        "learning_rate": 1e-3,
+    }
+    settings = {
+        "data": {"kind": "jsonl", "path": str(place.data), "evaluation_questions": 2},
+        "retrieval": {"kind": "given", "candidates": 4},
+        "selector": {**policy, "documents": 2},
+        "generator": policy,
+        "rollout": {"engine": "transformers"},
+        "algorithm": {"samples": 2},
+        "training": {"iterations": 1, "batch_size": 4},
+        "evaluation": {"samples": 2},
+        "tracking": {"run_dir": str(place.run)},
+        "cluster": {"mode": "local"},
+    }
+    Path(place.recipe).write_text(yaml.safe_dump(settings))
+    return place
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in this process: its exit code, output and errors."""
+    arguments, variables = sys.argv, dict(os.environ)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        sys.argv = ["dro-rl", *words]
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield command
+    sys.argv = arguments
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def alone(*words: str, **variables: str) -> tuple[int, str, str]:
+    """Runs a command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from dro_rl.cli import main; main()", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(result: tuple[int, str, str], *told: str) -> None:
+    code, out, err = result
+    assert code == 2, (code, out, err)
+    assert err.count("error:") == 1 and "Traceback" not in out + err, err
+    assert err.startswith("error: ") or "\nerror: " in err, err
+    for part in told:
+        assert part in err, (part, err)
+
+
+# --- the experiment as it is --------------------------------------------------------------------
+
+
+def test_the_tiny_experiment_trains_when_nothing_is_broken(place, command):
+    code, out, err = command("train", place.recipe)
+    assert code == 0, err
+    assert "warm start" in out and f"run directory: {place.run}" in out
+    assert (place.run / "checkpoints" / "iteration-0001" / "selector" / "config.json").is_file()
+
+
+def test_a_first_run_is_resumed_only_when_asked(place, command):
+    assert command("train", place.recipe)[0] == 0
+    before = place.files()
+    refused(command("train", place.recipe), "holds a run already", f"--resume {place.run}")
+    assert place.files() == before
+    code, _, err = command("train", "--resume", str(place.run), "training.iterations=2")
+    assert code == 0, err
+    assert (place.run / "checkpoints" / "iteration-0002").is_dir()
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "check", "warmup"])
+def test_a_missing_recipe(place, name):
+    before = place.files()
+    refused(alone(name, str(place.folder / "nothing.yaml")), "nothing.yaml: no such file")
+    assert place.files() == before
+
+
+def test_no_recipe_at_all():
+    refused(alone("train"), "which recipe?", "--resume RUN")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.iteration=3", "did you mean iterations?"),
+        ("training.iterations=many", "training.iterations: Input should be a valid integer"),
+        ("selector.documents=9", "selector.documents (9) exceeds retrieval.candidates (4)"),
+        ("training.iterations", "write section.key=value"),
+    ],
+)
+def test_a_bad_setting(place, command, override, told):
+    before = place.files()
+    refused(command("train", place.recipe, override), told)
+    assert place.files() == before
+
+
+def test_a_malformed_recipe(place):
+    Path(place.recipe).write_text("data:\n  kind: [jsonl\nretrieval: {}\n")
+    refused(alone("train", place.recipe), "recipe.yaml, line 3")
+
+
+def test_overrides_come_from_the_environment_too(place):
+    code, out, _ = alone("check", place.recipe, DRO_RL_OVERRIDES="training.seed=7 algorithm.tau=2")
+    assert code == 0 and "seed: 7" in out and "tau: 2.0" in out
+    code, out, _ = alone(
+        "check", place.recipe, "training.seed=8", DRO_RL_OVERRIDES="training.seed=7"
+    )
+    assert code == 0 and "seed: 8" in out
+
+
+def test_unreadable_overrides_in_the_environment(place, command, monkeypatch):
+    monkeypatch.setenv("DRO_RL_OVERRIDES", "tracking.run_dir='half")
+    refused(command("check", place.recipe), "DRO_RL_OVERRIDES")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_check_survives_a_broken_weights_file(place, command, content):
+    (place.folder / "model" / "model.safetensors").write_bytes(content)
+    code, out, err = command("check", place.recipe)
+    assert code == 0, err
+    assert "is not known from here" in out
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([*QUESTIONS[:2], '{"id": "broken', *QUESTIONS[2:]], "line 3"),
+        ([question(0), question(1, answers=[]), *QUESTIONS[2:]], "line 2: answers"),
+        (
+            [*QUESTIONS[:5], question(5, documents=QUESTIONS[5]["documents"][:1])],
+            "'q5' has 1 candidate documents, fewer than the 2",
+        ),
+        ([""], "holds no questions"),
+        (QUESTIONS[:2], "leaves nothing to train on"),
+        ([*QUESTIONS[:5], question(0, id="again")], "both in train"),
+    ],
+    ids=["broken line", "no answers", "few documents", "empty", "none to train on", "leak"],
+)
+def test_bad_data(place, command, rows, told):
+    place.write_questions(rows)
+    before = place.files()
+    refused(command("train", place.recipe), told)
+    assert place.files() == before
+
+
+def test_a_missing_data_file(place, command):
+    place.data.unlink()
+    refused(command("train", place.recipe), f"cannot read {place.data}", "set data.path")
+    assert not place.run.parent.exists()
+
+
+def test_an_empty_corpus(place, command):
+    place.write_questions([question(i, documents=[]) for i in range(6)])
+    cache = f"retrieval.cache_dir={place.folder / 'cache'}"
+    before = place.files()
+    refused(command("train", place.recipe, "retrieval.kind=bm25", cache), "the corpus is empty")
+    assert place.files() == before
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def break_model(place: Place, what: str) -> tuple[list[str], str]:
+    """Overrides that break a policy's model, and what the message must say."""
+    folder = place.folder / "model"
+    if what == "no model in the folder":
+        (folder / "config.json").unlink()
+        return [], f"{folder}: not a model's folder"
+    if what == "no such folder":
+        return ["generator.model=./nowhere/model"], "./nowhere/model: no such folder"
+    if what == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+        return [], "its tokenizer could not be loaded"
+    if what == "no weights":
+        (folder / "model.safetensors").unlink()
+        return [], "its model could not be loaded"
+    if what == "no chat template":
+        return ["generator.prompt=chat"], "needs a tokenizer with a chat template"
+    if what == "short context":
+        return ["selector.max_length=300"], "max_length 300 exceeds the context"
+    if what == "prompt longer than the selector's context":
+        long = question(4, question="Who keeps the northern lake " * 40 + "?")
+        place.write_questions([*QUESTIONS[:4], long, QUESTIONS[5]])  # the first held-out question
+        return [], "Who keeps the northern lake"
+    # The selector reads the titles of all four documents, the generator those of one: it is
+    # not the question with the longest selector prompt that is too long for the generator.
+    titled = [{"title": "A lake of the north " * 4, "text": ""} for _ in range(4)]
+    few = ["selector.documents=1", "generator.max_length=150"]
+    long = question(4, question="Who keeps the northern lake " * 8 + "?")
+    place.write_questions([question(0, documents=titled), *QUESTIONS[1:4], long, QUESTIONS[5]])
+    return few, "Who keeps the northern lake"
+
+
+MODELS = [
+    "no model in the folder",
+    "no such folder",
+    "no tokenizer",
+    "no weights",
+    "no chat template",
+    "short context",
+    "prompt longer than the selector's context",
+    "prompt longer than the generator's context",
+]
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_a_bad_model(place, command, what):
+    overrides, told = break_model(place, what)
+    before = place.files()
+    refused(command("train", place.recipe, *overrides), told)
+    assert place.files() == before
+
+
+def unused_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("what", [w for w in MODELS if w != "no weights"])
+def test_a_bad_model_is_told_before_any_process_is_started(place, command, what):
+    """Before Ray is asked for anything: here it would say that nobody answers."""
+    overrides, told = break_model(place, what)
+    ray = ["cluster.mode=ray", f"cluster.address=127.0.0.1:{unused_port()}"]
+    refused(command("train", place.recipe, *overrides, *ray), told)
+
+
+# --- places -------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_that_cannot_be_written(place, command):
+    before = place.files()
+    run_dir = place.data / "below" / "a" / "file"
+    refused(
+        command("train", place.recipe, f"tracking.run_dir={run_dir}"),
+        f"{run_dir}: cannot be written",
+        "tracking.run_dir=",
+    )
+    assert place.files() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("train", "--resume"), ("evaluate",), ("answer",)],
+    ids=["train --resume", "evaluate", "answer"],
+)
+def test_a_folder_that_is_no_run(place, words):
+    before = place.files()
+    question = ("Who?",) if words == ("answer",) else ()
+    refused(alone(*words, str(place.folder), *question), f"{place.folder}: not a run directory")
+    assert place.files() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["selector.documents=1"], "a resumed run may change only"),
+        (["recipe.yaml"], "uses the run's own recipe"),
+        (["training.iterations=none"], "training.iterations"),
+    ],
+)
+def test_a_resumed_run_stays_the_same_experiment(place, command, words, told):
+    place.start_run()
+    before = place.files()
+    refused(command("train", "--resume", str(place.run), *words), told)
+    assert place.files() == before
+
+
+def test_a_checkpoint_that_cannot_be_read(place, command):
+    place.start_run()
+    checkpoint = place.run / "checkpoints" / "iteration-0001"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{")
+    before = place.files()
+    refused(command("train", "--resume", str(place.run)), "trainer_state.json: cannot be read")
+    assert place.files() == before
+
+
+def test_a_checkpoint_that_is_not_there(place, command):
+    place.start_run()
+    for words in (("evaluate", str(place.run)), ("answer", str(place.run), "Who?")):
+        refused(command(*words, "--iteration", "3"), "no checkpoint of iteration 3")
+
+
+# --- Ray and rewards ----------------------------------------------------------------------------
+
+
+def test_a_ray_address_that_does_not_answer(place, command):
+    address = f"127.0.0.1:{unused_port()}"
+    before = place.files()
+    refused(
+        command("train", place.recipe, "cluster.mode=ray", f"cluster.address={address}"),
+        f"cluster.address {address}: nothing answers there",
+        "ray start --head",
+    )
+    assert place.files() == before
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        ("rewards/nothing.py", "rewards/nothing.py: no such file"),
+        ("nothing", "give a file such as rewards/f1.py"),
+        ("no_such_module:Mine", "no module no_such_module"),
+    ],
+)
+def test_a_reward_that_is_not_there(place, command, reward, told):
+    before = place.files()
+    refused(command("train", place.recipe, f"reward={reward}"), told)
+    assert place.files() == before
+
+
+def test_a_reward_that_returns_nonsense_names_the_example(place, command):
+    path = place.folder / "mine.py"
+    path.write_text(
+        "from dro_rl.reward import Reward\nclass Mine(Reward):\n"
+        "    def score(self, outcomes): return [float('nan')] * len(outcomes)\n"
+    )
+    refused(command("train", place.recipe, f"reward={path}"), "reward Mine, example q")
+
+
+def test_a_reward_that_raises_keeps_its_traceback(place, command):
+    path = place.folder / "mine.py"
+    path.write_text(
+        "from dro_rl.reward import Reward\nclass Mine(Reward):\n"
+        "    def score(self, outcomes): raise LookupError('of the user')\n"
+    )
+    with pytest.raises(LookupError, match="of the user"):
+        command("train", place.recipe, f"reward={path}")

@@ -1,0 +1,116 @@
+"""Workers in this process, and Ray addresses that lead nowhere."""
+
+import os
+import socket
+import time
+
+import pytest
+
+from dro_rl.cluster import open_cluster
+from dro_rl.errors import UserError
+from dro_rl.recipe import ClusterSection
+
+pytestmark = pytest.mark.unit
+
+
+class Worker:
+    """Remembers what it was asked."""
+
+    made = 0
+
+    def __init__(self, name: str, factor: int) -> None:
+        type(self).made += 1
+        self.name, self.factor, self.seen = f"{name}{type(self).made}", factor, []
+
+    def ready(self) -> dict[str, str]:
+        return {"name": self.name}
+
+    def times(self, a: int, b: int = 1) -> int:
+        self.seen.append(a)
+        return a * b * self.factor
+
+    def calls(self) -> list[int]:
+        return self.seen
+
+    def refuse(self) -> None:
+        raise UserError("not this")
+
+    def crash(self, a: int) -> float:
+        return 1 / a
+
+
+@pytest.fixture
+def team(monkeypatch):
+    monkeypatch.setattr(Worker, "made", 0)
+    with open_cluster(ClusterSection(mode="local"), 3) as cluster:
+        yield cluster.start("worker", Worker, 3, {}, "w", 10)
+
+
+def test_every_worker_of_a_role_is_made_and_asked(team):
+    assert team.ready() == [{"name": "w1"}, {"name": "w2"}, {"name": "w3"}]
+    assert team.submit("times", 2, 3)() == [60, 60, 60]
+
+
+def test_mapped_results_are_in_the_order_of_the_calls(team):
+    done = []
+    results = team.map("times", [(i,) for i in range(7)], done.append)
+    assert results == [10 * i for i in range(7)]
+    assert sorted(done) == list(range(7))
+    assert sorted(i for seen in team.submit("calls")() for i in seen) == list(range(7))
+    assert all(team.submit("calls")())  # every worker had its share
+
+
+def test_mapping_nothing_gives_nothing(team):
+    assert team.map("times", [], lambda i: None) == []
+
+
+def test_errors_of_a_worker_reach_the_caller_as_they_are(team):
+    with pytest.raises(UserError, match="not this"):
+        team.submit("refuse")()
+    with pytest.raises(ZeroDivisionError):
+        team.map("crash", [(1,), (0,)], lambda i: None)
+
+
+def test_a_workers_environment_is_set_before_it_is_made(monkeypatch):
+    monkeypatch.setenv("DRO_RL_TEST_VARIABLE", "outside")
+
+    class Reads(Worker):
+        def __init__(self) -> None:
+            self.value = os.environ["DRO_RL_TEST_VARIABLE"]
+
+        def ready(self) -> str:
+            return self.value
+
+    with open_cluster(ClusterSection(mode="local"), 1) as cluster:
+        team = cluster.start("reader", Reads, 1, {"DRO_RL_TEST_VARIABLE": "inside"})
+        assert team.ready() == ["inside"]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:99999", "a..b:6379"],
+)
+def test_an_address_where_nothing_listens_is_refused_at_once(address):
+    address = address.format(port=free_port())
+    start = time.monotonic()
+    section = ClusterSection(mode="ray", address=address)
+    with (
+        pytest.raises(UserError, match="nothing answers there.*ray start --head") as told,
+        open_cluster(section, 4),
+    ):
+        pass
+    assert address in str(told.value)
+    assert time.monotonic() - start < 10
+
+
+def test_the_address_of_a_job_is_taken_from_the_environment(monkeypatch):
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=address), open_cluster(ClusterSection(mode="ray"), 4):
+        pass

@@ -1,0 +1,319 @@
+"""Policies on disk: found, loaded, adapted, merged, saved, made from nothing, packed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dro_rl.errors import UserError
+from dro_rl.policy import causal_lm
+from dro_rl.policy.causal_lm import load_model, load_tokenizer, merged_weights, resolve_model
+from dro_rl.policy.scratch import make_scratch, train_tokenizer
+from dro_rl.policy.weights import pack, unpack
+from dro_rl.prompts import PromptWriter
+from dro_rl.recipe import PolicySection, Scratch
+from dro_rl.records import Document
+from tests.models import make_llama, make_tokenizer
+
+pytestmark = pytest.mark.unit
+
+IDS = torch.tensor([[1, 40, 7, 120, 33, 5]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("llama")
+    make_llama(path, hidden=32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tied_folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tied")
+    make_llama(path, hidden=32, tied=True)
+    return path
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def section(folder: object = "model", **changes) -> PolicySection:
+    settings = {"model": str(folder), "dtype": "float32", "max_length": 512, "prompt": "plain"}
+    return PolicySection.model_validate(settings | changes)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(IDS).logits.float()
+
+
+# --- finding and loading ------------------------------------------------------------------------
+
+
+def test_folders_and_hub_names_are_models(folder):
+    assert resolve_model(str(folder)) == str(folder)
+    assert resolve_model("Qwen/Qwen2.5-1.5B") == "Qwen/Qwen2.5-1.5B"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("builtin/no-such-model", "this package carries no such model"),
+        ("./nowhere", "no such folder"),
+        ("/no/such/folder", "no such folder"),
+        ("~/no-such-folder-of-a-model", "no such folder"),
+        ("runs/warm/selector", "no such folder, and not a hub name.*dro-rl warmup"),
+        ("selector", "no such folder, and not a hub name"),
+    ],
+)
+def test_a_name_that_is_no_model_is_refused(name, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{name}: {told}"):
+        resolve_model(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}: not a model's folder.*config.json"):
+        resolve_model(str(tmp_path))
+    with pytest.raises(UserError, match="not a model's folder"):
+        resolve_model(str(tmp_path / "notes.txt"))
+
+
+def test_a_hub_name_without_a_hub_is_refused(offline):
+    name = "no-such-owner/no-such-model"
+    for load in (lambda: load_tokenizer(name), lambda: load_model(section(), name, training=False)):
+        with pytest.raises(UserError, match=f"{name}: its .* could not be loaded"):
+            load()
+
+
+@pytest.mark.parametrize("broken", ["no weights", "half the weights", "no JSON", "unknown type"])
+def test_a_broken_model_is_refused_by_name(folder, tmp_path, broken):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if broken == "no weights":
+        weights.unlink()
+    elif broken == "half the weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif broken == "no JSON":
+        config.write_text("{")
+    else:
+        config.write_text(json.dumps({"model_type": "no_such_type"}))
+    with pytest.raises(UserError, match=f"{tmp_path}: its model could not be loaded"):
+        load_model(section(), str(tmp_path), training=False)
+
+
+def test_a_model_without_a_tokenizer_is_refused_by_name(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{tmp_path}: its tokenizer could not be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path, folder):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_context_shorter_than_max_length_is_refused(folder):
+    causal_lm.check_context(section(max_length=512), str(folder))
+    with pytest.raises(UserError, match="max_length 513 exceeds the context .*512 tokens"):
+        causal_lm.check_context(section(max_length=513), str(folder))
+
+
+def test_weights_that_learn_are_float32_and_others_are_what_the_recipe_says(folder):
+    half = section(dtype="bfloat16")
+    assert load_model(half, str(folder), training=True).dtype == torch.float32
+    assert load_model(half, str(folder), training=False).dtype == torch.bfloat16
+    frozen = section(dtype="bfloat16", lora={"rank": 2})
+    assert load_model(frozen, str(folder), training=True).dtype == torch.bfloat16
+
+
+def test_prompts_leave_room_for_the_longest_completion(folder):
+    writer = causal_lm.prompt_writer(section(max_length=300, max_new_tokens=40), str(folder))
+    assert writer.max_tokens == 260
+    documents = [Document("T", "the keeper " * 400)]
+    assert len(writer.select("Who?", documents, 1).token_ids) == pytest.approx(260, abs=3)
+
+
+# --- LoRA ---------------------------------------------------------------------------------------
+
+
+def adapted(folder, **changes):
+    """A model with LoRA adapters that change what it says."""
+    settings = section(folder, lora={"rank": 4, "alpha": 8}, **changes)
+    model = causal_lm.add_lora(load_model(settings, str(folder), training=True), settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["folder", "tied_folder"])
+def test_merged_weights_are_the_adapted_models_under_plain_names(kind, request):
+    folder = request.getfixturevalue(kind)
+    plain = load_model(section(), str(folder), training=False)
+    names = {n for n in plain.state_dict() if not (kind == "tied_folder" and n == "lm_head.weight")}
+    before = logits(plain)
+    model = adapted(folder)
+    wanted = logits(model)
+    assert (wanted - before).abs().max() > 0.1  # the adapters do something
+    merged = dict(merged_weights(model))
+    assert set(merged) == names
+    plain.load_state_dict(merged, strict=kind == "folder")
+    torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_merging_leaves_the_model_untouched(folder):
+    model = adapted(folder)
+    before = {n: w.clone() for n, w in model.state_dict().items()}
+    for _ in range(3):
+        dict(merged_weights(model))
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[n], before[n]) for n in before)
+
+
+def test_fresh_adapters_change_nothing_and_are_all_that_learns(folder):
+    settings = section(folder, lora={"rank": 4}, dtype="bfloat16")
+    model = causal_lm.add_lora(load_model(settings, str(folder), training=True), settings)
+    learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert learning and all("lora_" in n for n in learning)
+    assert {p.dtype for p in learning.values()} == {torch.float32}
+    plain = load_model(settings, str(folder), training=False)
+    for name, weight in merged_weights(model):
+        assert torch.equal(weight, plain.state_dict()[name]), name
+
+
+def test_merged_weights_of_a_plain_model_are_its_own(tied_folder):
+    model = load_model(section(), str(tied_folder), training=True)
+    merged = dict(merged_weights(model))
+    assert "lm_head.weight" not in merged
+    assert set(model.state_dict()) - set(merged) == {"lm_head.weight"}
+
+
+# --- saving -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "tied_folder"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_saved_policy_is_a_plain_checkpoint_with_the_same_logits(kind, lora, request, tmp_path):
+    source = request.getfixturevalue(kind)
+    model = adapted(source) if lora else load_model(section(), str(source), training=True)
+    causal_lm.save_policy(model, load_tokenizer(str(source)), tmp_path / "out", torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")("Lake Orsa")["input_ids"]
+        == (load_tokenizer(str(source))("Lake Orsa")["input_ids"])
+    )
+    assert not list((tmp_path / "out").glob("adapter*"))
+
+
+def test_a_policy_is_saved_in_its_own_dtype(folder, tmp_path):
+    model = load_model(section(dtype="bfloat16"), str(folder), training=True)
+    causal_lm.save_policy(model, load_tokenizer(str(folder)), tmp_path, torch.bfloat16)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    assert model.dtype == torch.float32  # what learns is left alone
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name].bfloat16()), name
+
+
+# --- from nothing -------------------------------------------------------------------------------
+
+TEXTS = ["Lake Orsa lies in the north of Tarn.", "Question: Who keeps it?\nSelection: [12] > [3]"]
+
+
+def test_a_model_from_nothing_loads_and_reads_prompts(tmp_path):
+    scratch = Scratch(hidden_size=32, heads=2, layers=1, intermediate_size=64, vocabulary=300)
+    make_scratch(scratch, TEXTS, 128, 0, tmp_path / "a")
+    make_scratch(scratch, TEXTS, 128, 0, tmp_path / "b")
+    make_scratch(scratch, TEXTS, 128, 1, tmp_path / "c")
+    a, b, c = (
+        load_model(section(max_length=128), str(tmp_path / x), training=False) for x in "abc"
+    )
+    assert torch.equal(logits(a), logits(b))
+    assert not torch.equal(logits(a), logits(c))
+    tokenizer = load_tokenizer(str(tmp_path / "a"))
+    assert len(tokenizer) == a.get_input_embeddings().num_embeddings
+    assert (a.config.eos_token_id, a.config.pad_token_id) == (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    writer = causal_lm.prompt_writer(section(max_length=128), str(tmp_path / "a"))
+    prompt = writer.select("Who keeps it?", [Document("Orsa", "In Tarn.")], 1).token_ids
+    assert prompt[0] == tokenizer.bos_token_id and prompt.count(tokenizer.bos_token_id) == 1
+
+
+def test_identifiers_are_written_digit_by_digit():
+    tokenizer = train_tokenizer(TEXTS * 50, 400)
+    ids = tokenizer("[12] > [3]", add_special_tokens=False)["input_ids"]
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    assert all(len(p) == 1 for p in pieces if any(x.isdigit() for x in p))
+    assert [p for p in pieces if p.isdigit()] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("text", ["[12] > [3]", "Zoë naïve 東京 🗼\n tab\t", "1911 [1][2]"])
+def test_a_trained_tokenizer_loses_nothing(text):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    writer = PromptWriter(tokenizer, "plain", 100)
+    assert writer.decode(writer.completion(text)) == text.strip()
+
+
+# --- weights that travel ------------------------------------------------------------------------
+
+
+def test_weights_travel_bit_for_bit():
+    torch.manual_seed(0)
+    weights = {
+        "a.weight": torch.randn(3, 4),
+        "b": torch.randn(5).bfloat16(),
+        "c.half": torch.randn(2, 2).half(),
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        "strided": torch.randn(4, 3).T,
+        "special": torch.tensor([float("inf"), float("nan"), -0.0]).bfloat16(),
+    }
+    packed = pack(weights)
+    assert all(isinstance(x, np.ndarray) for x in packed.values())
+    back = unpack(packed)
+    assert set(back) == set(weights)
+    for name, weight in weights.items():
+        assert back[name].dtype == weight.dtype and back[name].shape == weight.shape
+        assert torch.equal(back[name].isnan(), weight.isnan())
+        assert torch.equal(back[name].nan_to_num(), weight.nan_to_num()), name
+
+
+def test_unpacked_weights_own_their_memory():
+    weight = torch.ones(3)
+    packed = pack({"w": weight})
+    for array in packed.values():
+        array.flags.writeable = False  # as Ray's are
+    back = unpack(packed)["w"]
+    back += 1
+    weight += 5
+    assert back.tolist() == [2, 2, 2]
+
+
+def test_packing_a_learners_weights_needs_no_gradient():
+    assert pack({"w": torch.ones(2, requires_grad=True)})["w"].tolist() == [1, 1]
