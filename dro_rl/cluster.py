@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -41,8 +41,8 @@ class Team(Protocol):
 class Cluster(Protocol):
     """Where workers live."""
 
-    def start(self, role: str, cls: type, copies: int, env: Mapping[str, str], *args: Any) -> Team:
-        """Begin to make `copies` of cls(*args), each in a process of its own with `env` on Ray.
+    def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
+        """Begin to make `copies` of cls(*args), on Ray each in a process of its own.
 
         Does not wait: roles start side by side, and `Team.ready` waits for one.
         """
@@ -96,8 +96,7 @@ class _LocalTeam:
 
 
 class _LocalCluster:
-    def start(self, role: str, cls: type, copies: int, env: Mapping[str, str], *args: Any) -> Team:
-        os.environ.update(env)
+    def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
         return _LocalTeam([cls(*args) for _ in range(copies)])
 
 
@@ -188,16 +187,12 @@ class _RayCluster:
         self.section, self.gpus = section, gpus
         self.actors: list[Any] = []
 
-    def start(self, role: str, cls: type, copies: int, env: Mapping[str, str], *args: Any) -> Team:
+    def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
         import ray
 
         # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
-        options = {
-            "num_cpus": 0,
-            "num_gpus": self.gpus,
-            "runtime_env": {"env_vars": dict(env)},
-        }
-        actors = [ray.remote(Host).options(**options).remote() for _ in range(copies)]
+        host = ray.remote(Host).options(num_cpus=0, num_gpus=self.gpus)
+        actors = [host.remote() for _ in range(copies)]
         self.actors += actors
         team = _RayTeam(role, actors, self.section)
         team.make(cls, args)

@@ -294,7 +294,7 @@ class ClusterSection(Section):
 
 
 class Recipe(Section):
-    """All settings of an experiment; see docs/recipe.md."""
+    """All settings of an experiment; README.md explains the sections."""
 
     data: Data
     retrieval: Retrieval

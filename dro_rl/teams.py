@@ -12,7 +12,6 @@ from dro_rl.learner import Learner
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward.service import RewardService
-from dro_rl.rollout.environment import engine_environment
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.console import Advance, Console
 
@@ -147,19 +146,15 @@ def start_teams(
         console: shows which are ready.
         learner_steps: optimiser steps of the run; None starts no learners (evaluation).
     """
-    threads = recipe.cluster.threads
-    engine_env = engine_environment(recipe.rollout, threads)
-    torch_env = {"OMP_NUM_THREADS": str(threads)}
     copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
-        p: cluster.start(_NAMES[p], RolloutWorker, n, engine_env, recipe, p, models[p])
+        p: cluster.start(_NAMES[p], RolloutWorker, n, recipe, p, models[p])
         for p, n in copies.items()
     }
     reward = cluster.start(
         "reward service",
         RewardService,
         recipe.cluster.reward_workers,
-        torch_env,
         recipe,
         models["generator"],
     )
@@ -171,7 +166,6 @@ def start_teams(
                 f"{name} learner",
                 Learner,
                 1,
-                torch_env,
                 recipe,
                 name,
                 section.model,

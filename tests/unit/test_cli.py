@@ -297,11 +297,11 @@ def break_model(place: Place, what: str) -> tuple[list[str], str]:
         return [], "Who keeps the northern lake"
     # The selector reads the titles of all four documents, the generator those of one: it is
     # not the question with the longest selector prompt that is too long for the generator.
-    titled = [{"title": "A lake of the north " * 4, "text": ""} for _ in range(4)]
-    few = ["selector.documents=1", "generator.max_length=150"]
-    long = question(4, question="Who keeps the northern lake " * 8 + "?")
+    titled = [{"title": "Lake Orsa " * 12, "text": ""} for _ in range(4)]
+    few = ["selector.documents=1", "generator.max_length=106"]
+    long = question(4, question="Who keeps " + "zqxj " * 20)
     place.write_questions([question(0, documents=titled), *QUESTIONS[1:4], long, QUESTIONS[5]])
-    return few, "Who keeps the northern lake"
+    return few, "question 'Who keeps zqxj zqxj"
 
 
 MODELS = [

@@ -243,7 +243,7 @@ TEXTS = ["Lake Orsa lies in the north of Tarn.", "Question: Who keeps it?\nSelec
 
 
 def test_a_model_from_nothing_loads_and_reads_prompts(tmp_path):
-    scratch = Scratch(hidden_size=32, heads=2, layers=1, intermediate_size=64, vocabulary=300)
+    scratch = Scratch(hidden_size=32, heads=1, layers=1, intermediate_size=64, vocabulary=300)
     make_scratch(scratch, TEXTS, 128, 0, tmp_path / "a")
     make_scratch(scratch, TEXTS, 128, 0, tmp_path / "b")
     make_scratch(scratch, TEXTS, 128, 1, tmp_path / "c")

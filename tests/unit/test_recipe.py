@@ -182,7 +182,7 @@ def test_every_problem_is_told_at_once(write):
             ["selector.max_new_tokens=64", "selector.max_length=64"],
             "selector: max_new_tokens must be smaller than max_length",
         ),
-        (["selector.scratch.hidden_size=100"], "hidden_size must be a multiple of 8 * heads"),
+        (["selector.scratch.hidden_size=100"], "selector.scratch: hidden_size / heads must be"),
     ],
 )
 def test_contradictory_settings_are_refused(write, overrides, told):
