@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dro_rl.errors import UserError
@@ -19,11 +20,11 @@ def find_file(name: str, folder: str) -> Path:
         UserError: there is none; the message lists those that the project carries.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises where a name is too long
         return path
     for shipped in shipped_folders(folder):
         candidate = shipped / Path(*(p for p in path.parts if p != folder))
-        if not path.is_absolute() and candidate.is_file():
+        if not path.is_absolute() and os.path.isfile(candidate):
             return candidate
     suffix = ".yaml" if folder == "recipes" else ".py"
     known = sorted(

@@ -1,6 +1,5 @@
 """Workers in this process, and Ray addresses that lead nowhere."""
 
-import os
 import socket
 import time
 
@@ -43,7 +42,7 @@ class Worker:
 def team(monkeypatch):
     monkeypatch.setattr(Worker, "made", 0)
     with open_cluster(ClusterSection(mode="local"), 3) as cluster:
-        yield cluster.start("worker", Worker, 3, {}, "w", 10)
+        yield cluster.start("worker", Worker, 3, "w", 10)
 
 
 def test_every_worker_of_a_role_is_made_and_asked(team):
@@ -69,21 +68,6 @@ def test_errors_of_a_worker_reach_the_caller_as_they_are(team):
         team.submit("refuse")()
     with pytest.raises(ZeroDivisionError):
         team.map("crash", [(1,), (0,)], lambda i: None)
-
-
-def test_a_workers_environment_is_set_before_it_is_made(monkeypatch):
-    monkeypatch.setenv("DRO_RL_TEST_VARIABLE", "outside")
-
-    class Reads(Worker):
-        def __init__(self) -> None:
-            self.value = os.environ["DRO_RL_TEST_VARIABLE"]
-
-        def ready(self) -> str:
-            return self.value
-
-    with open_cluster(ClusterSection(mode="local"), 1) as cluster:
-        team = cluster.start("reader", Reads, 1, {"DRO_RL_TEST_VARIABLE": "inside"})
-        assert team.ready() == ["inside"]
 
 
 def free_port() -> int:

@@ -210,6 +210,11 @@ def test_a_missing_recipe_lists_those_that_the_project_carries(shipped):
     )
 
 
+@pytest.mark.parametrize("name", ["", ".", "x" * 400, "recipes/" + "x" * 400])
+def test_a_name_that_can_be_no_file_is_refused_too(shipped, name):
+    assert "no such file" in problem(name)
+
+
 @pytest.mark.parametrize("name", ["demo.yaml", "recipes/demo.yaml"])
 def test_a_shipped_recipe_is_found_from_any_folder(shipped, tmp_path, monkeypatch, name):
     (shipped / "demo.yaml").write_text(VALID)
