@@ -65,7 +65,8 @@ def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
     import ray
 
     _connect(section, processes)
-    cluster = _RayCluster(section, _gpu_share(processes))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    cluster = _RayCluster(section, gpu_share(processes, gpus))
     try:
         yield cluster
     finally:
@@ -249,9 +250,6 @@ def _has_gpu() -> bool:
     return os.path.exists("/dev/nvidia0")
 
 
-def _gpu_share(processes: int) -> float:
+def gpu_share(processes: int, gpus: int) -> float:
     """Each process's share of a GPU, so that all of them fit: 1 / ceil(processes / GPUs)."""
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
     return 1 / math.ceil(processes / gpus) if gpus else 0.0

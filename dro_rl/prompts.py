@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from dro_rl.errors import UserError
@@ -103,6 +104,7 @@ class PromptWriter:
 
     def completion(self, text: str) -> tuple[int, ...]:
         """Token ids of what a policy should write after a prompt, end-of-sequence included."""
+        text = self._plain_words(text)
         text = text if self.style == "chat" else " " + text
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return (*ids, self._end)
@@ -117,7 +119,20 @@ class PromptWriter:
         assert isinstance(end, int)
         return end
 
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
+
+    def _plain_words(self, text: str) -> str:
+        """Text without the tokenizer's special tokens: a document that contains "</s>" or
+        "<|im_end|>" must not end the prompt or speak as somebody else."""
+        return self._special.sub(" ", text)
+
     def _fit(self, task: str, question: str, documents: Sequence[Document], k: int) -> Prompt:
+        question = self._plain_words(question)
+        documents = [
+            Document(self._plain_words(d.title), self._plain_words(d.text)) for d in documents
+        ]
         ids = self._encode(task, question, [self._render(i, d) for i, d in enumerate(documents)], k)
         if len(ids) <= self.max_tokens:
             return Prompt(tuple(ids))

@@ -6,9 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from dro_rl.data import Split, load_examples
-from dro_rl.policy.causal_lm import check_context, prompt_writer
+from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.recipe import PolicyName, Recipe
-from dro_rl.records import Example
+from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
 
 
@@ -33,25 +33,27 @@ def load_questions(recipe: Recipe) -> Split:
 def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: Split) -> None:
     """Refuse models and prompts that cannot work, before any process is started.
 
-    Of the prompts, only the longest is tried: the question that has most characters which cannot
-    be cut (its own and its titles').
-
     Raises:
-        UserError: a model that cannot be read, or a context that is too short.
+        UserError: a model that cannot be read, a context that is too short, or a question that does
+            not fit it even with every document cut to its title.
     """
-    everything = [*questions.train, *questions.evaluation]
-    longest = max(
-        everything, key=lambda e: len(e.question) + sum(len(d.title) for d in e.candidates)
-    )
     k = recipe.selector.documents
     for policy, model in models.items():
         section = recipe.policy(policy)
-        check_context(section, model)
         writer = prompt_writer(section, model)
-        if policy == "selector":
-            writer.select(longest.question, longest.candidates, k)
-        else:
-            writer.answer(longest.question, longest.candidates[:k])
+        for example in (*questions.train, *questions.evaluation):
+            titles = [Document(d.title, "") for d in example.candidates]
+            if policy == "generator":
+                titles = sorted(titles, key=lambda d: -len(d.title))[:k]
+            # No more tokens than bytes, 16 to mark a document and 128 of instruction: what surely
+            # fits is not written, for a hundred thousand prompts take a minute.
+            size = len(example.question.encode()) + sum(len(d.title.encode()) for d in titles)
+            if size + 16 * len(titles) + 128 <= writer.max_tokens:
+                continue
+            if policy == "selector":
+                writer.select(example.question, titles, k)
+            else:
+                writer.answer(example.question, titles)
 
 
 def questions_of(recipe: Recipe, train: Sequence[Example], iteration: int) -> list[Example]:

@@ -74,7 +74,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
-            other_kind = "kind" in value and value["kind"] != old.get("kind")
+            other_kind = "kind" in value and value["kind"] != old.get("kind", value["kind"])
             merged[key] = dict(value) if other_kind else _merge(old, value)
         else:
             merged[key] = value

@@ -74,7 +74,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def prompt_writer(section: PolicySection, name: str) -> PromptWriter:
-    """The writer of prompts for the policy that `name` holds, under the recipe's section."""
+    """The writer of prompts for the policy that `name` holds, under the recipe's section.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or the model's context is too short.
+    """
+    check_context(section, name)
     tokenizer = load_tokenizer(name)
     style = prompt_style(tokenizer, section.prompt)
     return PromptWriter(tokenizer, style, section.max_length - section.max_new_tokens)

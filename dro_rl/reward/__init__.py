@@ -69,7 +69,7 @@ def _find(name: str) -> Reward:
     found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, Reward)):
         raise UserError(f"reward {name!r}: {module_name} has no Reward class {class_name}")
-    return found()
+    return _make(found, name)
 
 
 def _from_file(path: Path) -> Reward:
@@ -86,4 +86,10 @@ def _from_file(path: Path) -> Reward:
     if len(classes) != 1:
         names = ", ".join(c.__name__ for c in classes) or "none"
         raise UserError(f"{path}: must define exactly one Reward, and has {names}")
-    return classes[0]()
+    return _make(classes[0], str(path))
+
+
+def _make(found: type[Reward], source: str) -> Reward:
+    if inspect.isabstract(found):
+        raise UserError(f"{source}: {found.__name__} must define score(self, outcomes)")
+    return found()

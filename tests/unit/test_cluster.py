@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster import gpu_share, open_cluster
 from dro_rl.errors import UserError
 from dro_rl.recipe import ClusterSection
 
@@ -98,3 +98,12 @@ def test_the_address_of_a_job_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=address), open_cluster(ClusterSection(mode="ray"), 4):
         pass
+
+
+def test_every_process_fits_on_the_gpus():
+    for processes in range(1, 20):
+        for gpus in range(1, 9):
+            share = gpu_share(processes, gpus)
+            assert int(1 / share + 1e-9) * gpus >= processes
+    assert gpu_share(5, 8) == 1
+    assert gpu_share(5, 0) == 0

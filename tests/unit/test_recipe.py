@@ -414,3 +414,14 @@ def test_check_answers_quickly_with_recipe_words_and_memory(write, tmp_path):
     assert "draws 8 selections of up to 5 of 10 documents" in done.stdout
     assert "selector engine" in done.stdout and "selector learner" in done.stdout
     assert "the size of models/generator is not known from here" in done.stdout
+
+
+def test_a_switch_is_not_a_number(tmp_path):
+    with pytest.raises(UserError, match=r"training: iterations is not a switch"):
+        load_recipe("recipes/demo.yaml", ["training.iterations=true"])
+
+
+def test_a_default_kind_may_be_written_out(tmp_path):
+    (tmp_path / "base.yaml").write_text("extends: demo.yaml\nalgorithm: {samples: 16}\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nalgorithm: {kind: dro}\n")
+    assert load_recipe(str(tmp_path / "child.yaml")).algorithm.samples == 16

@@ -361,3 +361,10 @@ def test_a_broken_reward_names_the_example_of_the_rollout(folder, write):
 
 def test_ready_names_the_reward(folder):
     assert make_service(folder, str(Path("rewards/f1.py"))).ready() == {"reward": "F1"}
+
+
+def test_a_reward_without_score_is_refused(tmp_path):
+    path = tmp_path / "half.py"
+    path.write_text("from dro_rl.reward import Reward\nclass Half(Reward):\n    pass\n")
+    with pytest.raises(UserError, match=r"half\.py: Half must define score"):
+        load_reward(str(path))

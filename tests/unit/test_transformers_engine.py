@@ -182,7 +182,7 @@ EXAMPLES = [
 
 
 def test_the_worker_makes_rollouts(folder, recipe):
-    worker = RolloutWorker(recipe, "selector", str(folder), engine_seed=0)
+    worker = RolloutWorker(recipe, "selector", str(folder))
     rollouts = worker.select(EXAMPLES, samples=4, seed=0)
     assert [r.example for r in rollouts] == EXAMPLES and {r.version for r in rollouts} == {0}
     for selection in (s for r in rollouts for s in r.selections):
@@ -194,7 +194,7 @@ def test_the_worker_makes_rollouts(folder, recipe):
 
 
 def test_the_worker_takes_weights_with_their_version(folder, recipe, tmp_path):
-    worker = RolloutWorker(recipe, "selector", str(folder), engine_seed=0)
+    worker = RolloutWorker(recipe, "selector", str(folder))
     before = worker.select(EXAMPLES, samples=4, seed=0)
     worker.load_weights(pack(make_llama(tmp_path, tokenizer=TOKENIZER, seed=3).state_dict()), 7)
     after = worker.select(EXAMPLES, samples=4, seed=0)
@@ -203,7 +203,7 @@ def test_the_worker_takes_weights_with_their_version(folder, recipe, tmp_path):
 
 
 def test_the_worker_answers_from_the_selected_documents_in_order(folder, recipe):
-    worker = RolloutWorker(recipe, "generator", str(folder), engine_seed=0)
+    worker = RolloutWorker(recipe, "generator", str(folder))
     chosen = [(0, 1), (1, 0), (), (0, 1)]
     answers = worker.answer([*EXAMPLES, EXAMPLES[0]], chosen)
     assert len(answers) == 4 and answers[0] == answers[3]

@@ -1,0 +1,350 @@
+"""Training in one process without vLLM: exact resuming, early stop, ablations, rewards, and that
+DRO learns. Runs are as small as what they show allows."""
+
+import json
+import math
+import random
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dro_rl.data.facts.world import make_examples
+from dro_rl.learner import Learner
+from dro_rl.questions import load_questions
+from dro_rl.recipe_file import load_recipe
+from tests.commands import (
+    ROOT,
+    Result,
+    checkpoint,
+    dro_rl,
+    evaluation,
+    files,
+    iterations,
+    metrics,
+    rollouts,
+    start,
+    steps,
+)
+from tests.models import make_llama, make_tokenizer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+LOCAL = ("cluster.mode=local", "rollout.engine=transformers")
+TINY = (
+    "data.train_questions=64",
+    "data.evaluation_questions=8",
+    "training.questions_per_iteration=16",
+    "training.batch_size=8",
+    "training.microbatch_size=4",
+    "training.schedule=constant",
+    "training.warmup_steps=3",
+    "algorithm.samples=4",
+    "evaluation.samples=4",
+)
+LORA = ("selector.lora.rank=4", "generator.lora.rank=4")
+PRETRAINED = ROOT / "dro_rl" / "builtin"
+
+
+def train(run: Path, *overrides: str) -> Result:
+    return dro_rl(
+        "train", "recipes/demo.yaml", *LOCAL, *TINY, *overrides, f"tracking.run_dir={run}"
+    )
+
+
+def resume(run: Path, *overrides: str) -> Result:
+    return dro_rl("train", "--resume", run, *overrides)
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves but the time it took and its recipe, to compare bit by bit."""
+    contents = files(run)
+    del contents["recipe.yaml"], contents["metrics.jsonl"]
+    left: dict[str, Any] = {}
+    for name, content in contents.items():
+        if re.fullmatch(r"evaluation/.*\.json", name):
+            left[name] = _without_time(json.loads(content))
+        elif name.endswith(".parquet"):
+            left[name] = rollouts(run, int(Path(name).stem[-4:]))
+        elif name.endswith(".learner.pt"):
+            left[name] = "optimiser"  # what it holds shows in the next iteration's weights
+        else:
+            left[name] = content
+    left["metrics"] = [_without_time(row) for row in metrics(run)]
+    return left
+
+
+def _without_time(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if not k.startswith("time/") and "seconds" not in k}
+
+
+def assert_equal(run: Path, other: Path) -> None:
+    ours, theirs = outcome(run), outcome(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """Three iterations without interruption."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    train(run, "training.iterations=3").succeeded()
+    return run
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):
+    run = tmp_path / "run"
+    train(run, "training.iterations=1").succeeded()
+    told = resume(run, "training.iterations=3").succeeded()
+    assert "after iteration 1" in told.out
+    assert_equal(run, straight)
+
+
+def test_a_killed_run_resumes_to_what_it_would_have_been(straight, tmp_path):
+    run = tmp_path / "run"
+    second = sum(v for k, v in iterations(straight)[1].items() if k.startswith("time/"))
+    process = start(
+        *("train", "recipes/demo.yaml", *LOCAL, *TINY),
+        *("training.iterations=3", f"tracking.run_dir={run}"),
+    )
+    try:
+        while not checkpoint(run, 1).is_dir():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        moment = random.uniform(0, second)
+        time.sleep(moment)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not checkpoint(run, 3).is_dir()
+    told = resume(run).succeeded()
+    assert "resumed" in told.out, f"killed {moment} s after iteration 1"
+    assert_equal(run, straight)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory) -> Path:
+    """Two iterations of adapters on both policies."""
+    run = tmp_path_factory.mktemp("lora") / "run"
+    train(run, *LORA, "training.iterations=2").succeeded()
+    return run
+
+
+def test_lora_trains_and_saves_plain_models(lora):
+    from transformers import AutoModelForCausalLM
+
+    for policy in ("selector", "generator"):
+        assert all(row[f"{policy}/engine_gap"] <= 1e-4 for row in iterations(lora))
+        folders = [PRETRAINED / f"facts-{policy}", *(checkpoint(lora, i) / policy for i in (1, 2))]
+        models = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders]
+        assert models[0].keys() == models[1].keys() == models[2].keys()
+        moved = [[(a[n] - b[n]).abs().max() > 0 for n in a] for a, b in zip(models, models[1:])]
+        assert any(moved[0]) and any(moved[1]) and not all(moved[0])  # embeddings stay
+
+
+def test_lora_resumes_exactly(lora, tmp_path):
+    run = tmp_path / "run"
+    train(run, *LORA, "training.iterations=1").succeeded()
+    resume(run, "training.iterations=2").succeeded()
+    assert_equal(run, lora)
+
+
+def test_training_stops_when_nothing_improves(tmp_path):
+    run = tmp_path / "run"
+    told = train(
+        run,
+        *("training.iterations=4", "training.early_stop={metric: em, patience: 1}"),
+        *("selector.learning_rate=1.0e-12", "generator.learning_rate=1.0e-12"),
+    ).succeeded()
+    assert re.search(r"^stopped early: no better em since iteration \d", told.out, re.M)
+    assert len(iterations(run)) <= 2
+    assert len({evaluation(run, r["iteration"])["em"] for r in iterations(run)}) == 1
+
+
+# --- rewards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["exact_match", "f1"])
+def test_another_reward_is_one_override(tmp_path, name):
+    run = tmp_path / "run"
+    train(run, f"reward=rewards/{name}.py", "training.iterations=1").succeeded()
+    rewards = [math.exp(row["log_reward"]) for row in rollouts(run, 1)]
+    if name == "exact_match":
+        assert set(rewards) == {0, 1}
+    else:
+        assert max(rewards) == 1 and any(0 < r < 1 for r in rewards)
+    for row in rollouts(run, 1):
+        if row["log_reward"] == -math.inf:
+            assert row["generator_weight"] == 0
+
+
+FAILING = '''
+import os
+from pathlib import Path
+
+from dro_rl.reward import Reward
+
+
+class Picky(Reward):
+    needs = ("likelihood",)
+
+    def score(self, outcomes):
+        Path(__file__).with_name("pid").write_text(str(os.getpid()))
+        raise ArithmeticError("too picky")
+'''
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "picky.py").write_text(FAILING)
+    return folder, train(folder / "run", f"reward={folder / 'picky.py'}")
+
+
+def test_a_reward_that_raises_shows_its_own_traceback(failed):
+    folder, result = failed
+    assert result.code not in (0, 2)
+    assert f'File "{folder / "picky.py"}", line 12, in score' in result.err
+    assert result.err.rstrip().endswith("ArithmeticError: too picky")
+    assert not checkpoint(folder / "run", 1).exists()
+
+
+def test_rewards_run_in_the_commands_own_process_for_breakpoints(failed):
+    folder, result = failed
+    assert int((folder / "pid").read_text()) == result.pid
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_another_temperature_is_corrected_in_the_weights(tmp_path):
+    """w_i is proportional to r_i p_s(z_i)/q(z_i), with p_s at temperature 1."""
+    run = tmp_path / "run"
+    train(run, "rollout.temperature=0.7", "training.iterations=1").succeeded()
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    questions = {e.id: e for e in load_questions(recipe).train}
+    model = Learner(recipe, "selector", recipe.selector.model, 1, 1e-3)
+    groups: dict[str, list[dict]] = {}
+    for row in rollouts(run, 1):
+        groups.setdefault(row["example"], []).append(row)
+    well_formed = [(i, g) for i, g in groups.items() if not any(r["malformed"] for r in g)]
+    corrections = []
+    for example, group in well_formed:
+        logp = selection_logps(model, questions[example], group)
+        ratios = [p - row["logq"] for p, row in zip(logp, group, strict=True)]
+        scores = [row["log_reward"] + r for row, r in zip(group, ratios, strict=True)]
+        weights = [math.exp(s - max(scores)) for s in scores]
+        expected = [w / sum(weights) for w in weights]
+        assert [row["generator_weight"] for row in group] == pytest.approx(expected, abs=1e-3)
+        corrections.append(max(ratios) - min(ratios))
+    assert max(corrections) > 0.1
+
+
+def selection_logps(model: Learner, example, group: list[dict]) -> list[float]:
+    """log p_s(z|x) [nats] of a group's selections at temperature 1, by a plain forward."""
+    from tests.models import token_logps
+
+    prompt = model.writer.select(
+        example.question, example.candidates, model.recipe.selector.documents
+    ).token_ids
+    texts = {row["selection"] for row in group}
+    logps = {
+        t: sum(token_logps(model.model.eval(), prompt, model.writer.completion(t))) for t in texts
+    }
+    return [logps[row["selection"]] for row in group]
+
+
+def test_distinct_decoding_is_always_well_formed(tmp_path):
+    """With a selector of random weights, which would write anything else."""
+    make_llama(tmp_path / "random", tokenizer=make_tokenizer(), context=512)
+    run = tmp_path / "run"
+    train(
+        run,
+        *("rollout.decoding=distinct", f"selector.model={tmp_path / 'random'}"),
+        *("selector.init=null", "selector.max_length=512", "selector.max_new_tokens=16"),
+        *("warmup.pretraining=none", "training.iterations=1"),
+    ).succeeded()
+    rows = rollouts(run, 1)
+    assert len(rows) == 64 and not any(row["malformed"] for row in rows)
+    assert all(1 <= len(set(row["documents"])) == len(row["documents"]) <= 2 for row in rows)
+    assert evaluation(run, 0)["malformed"] == evaluation(run, 1)["malformed"] == 0
+    assert steps(run)[0]["selector/logp_gap"] < 1e-3  # scored under the same masks
+
+
+def test_any_of_several_answers_counts(tmp_path):
+    """Likelihoods of alternatives add up, so a selection's reward is higher than with the first."""
+    data = tmp_path / "questions.jsonl"
+    examples = make_examples(24, 7, documents=8, rumours=0.3, split="train")
+    rows = [
+        {
+            "id": e.id,
+            "question": e.question,
+            "answers": [e.answers[0], other.answers[0] + " and " + e.answers[0]],
+            "documents": [
+                {"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in e.candidates
+            ],
+        }
+        for e, other in zip(examples, examples[1:] + examples[:1], strict=True)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = f"data={{kind: jsonl, path: {data}, evaluation_questions: 8}}"
+    rewards = {}
+    for answers in ("first", "any"):
+        run = tmp_path / answers
+        dro_rl(
+            *("train", "recipes/demo.yaml", *LOCAL),
+            *(o for o in TINY if not o.startswith("data.")),
+            *(source, "retrieval={kind: given, candidates: 8}", "warmup.pretraining=none"),
+            *(f"generator.answers={answers}", "training.iterations=1", f"tracking.run_dir={run}"),
+        ).succeeded()
+        rewards[answers] = {
+            (row["example"], tuple(row["documents"])): row["log_reward"]
+            for row in rollouts(run, 1)
+        }
+    assert rewards["first"].keys() == rewards["any"].keys()
+    gains = [rewards["any"][k] - rewards["first"][k] for k in rewards["first"]]
+    assert min(gains) > -1e-4 and max(gains) > 1e-3
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+LEARNING = (
+    "training.iterations=3",
+    "training.questions_per_iteration=128",
+    "training.batch_size=32",
+    "training.schedule=constant",
+    "training.warmup_steps=0",
+    "data.evaluation_questions=200",
+)
+
+
+@pytest.fixture(scope="module", params=["both", "selector"])
+def learned(request, tmp_path_factory) -> tuple[str, Path]:
+    run = tmp_path_factory.mktemp("learned") / "run"
+    alone = ["algorithm.train=[selector]"] if request.param == "selector" else []
+    dro_rl(
+        "train", "recipes/demo.yaml", *LOCAL, *LEARNING, *alone, f"tracking.run_dir={run}"
+    ).succeeded()
+    return request.param, run
+
+
+def test_the_held_out_bound_rises_by_more_than_its_standard_error(learned):
+    policies, run = learned
+    first, last = evaluation(run, 0), evaluation(run, 3)
+    assert last["bound"] - first["bound"] > max(first["bound_se"], last["bound_se"])
+    assert last["gold_recall"] > first["gold_recall"]
+
+
+def test_only_policies_that_learn_are_saved(learned):
+    policies, run = learned
+    trained = {"selector", "generator"} if policies == "both" else {"selector"}
+    for i in (1, 2, 3):
+        assert {p.name for p in checkpoint(run, i).iterdir() if p.is_dir()} == trained
+    for row in metrics(run):
+        assert {k.split("/")[0] for k in row} & {"selector", "generator"} == trained
