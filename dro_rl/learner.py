@@ -227,10 +227,14 @@ class Learner:
         self.model.train()
         return completion, logps.tolist()
 
-    def save(self, folder: Path) -> None:
-        """The policy in Hugging Face format, and beside it what resuming needs."""
+    def save_policy(self, folder: Path) -> None:
+        """The policy in Hugging Face format, LoRA folded in, in the recipe's dtype."""
         dtype = causal_lm.forward_dtype(self.section)
         causal_lm.save_policy(self.model, self.writer.tokenizer, folder, dtype)
+
+    def save(self, folder: Path) -> None:
+        """The policy, and beside it what resuming needs."""
+        self.save_policy(folder)
         torch.save(
             {
                 "trainable": {n: p.detach().cpu() for n, p in self.trainable.items()},

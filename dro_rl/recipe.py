@@ -275,7 +275,11 @@ class WarmupSection(Section):
         default="none",
         description="before it: the built-in world's curriculum, or language modelling",
     )
-    pretraining_steps: PositiveInt = Field(default=1000, description="most steps of pretraining")
+    pretraining_steps: PositiveInt | None = Field(
+        default=None,
+        description="most steps of it; by default until the curriculum is learned, or 1000 of "
+        "language modelling",
+    )
     pretraining_learning_rate: PositiveFloat = 1e-3
     steps: PositiveInt = Field(default=200, description="supervised steps of each policy")
     batch_size: PositiveInt = 32

@@ -84,6 +84,8 @@ class Trainer:
             self.teams.check(policy, probe)  # before an hour is spent on engines that disagree
         if self.state.iteration == 0:
             self._evaluate(0)
+        else:  # engines count from version 0, whatever they started with
+            self.teams.synchronise(self.state.iteration, probe)
         for iteration in range(self.state.iteration + 1, self.recipe.training.iterations + 1):
             self.seconds = {}
             rollouts = self._sample(iteration)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from dro_rl.questions import load_questions
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example
 from dro_rl.tracking.console import Console
+
+LANGUAGE_MODELLING_STEPS = 1000
 
 
 def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[PolicyName, Path]:
@@ -43,19 +46,22 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
     made: dict[str, str] = {}
     for policy in POLICIES:
         base = _base(recipe, policy, questions, targets[policy].parent, made, console)
-        learner = _learner(recipe, policy, base)
+        steps, rate = recipe.warmup.steps, recipe.warmup.learning_rate
+        learner = _learner(recipe, policy, base, steps, rate)
         rng = random.Random(f"warmup/{policy}/{recipe.training.seed}")
         task = selector_target if policy == "selector" else generator_target
         _fit(
             learner,
             lambda: task(learner, rng.choice(questions.train), rng),  # noqa: B023
-            recipe.warmup.steps,
+            steps,
             recipe.warmup.batch_size,
             f"warm up {policy}",
             console,
         )
-        learner.save(targets[policy])
-        targets[policy].with_name(f"{policy}.learner.pt").unlink()
+        partial = targets[policy].with_name(f"{policy}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        learner.save_policy(partial)
+        partial.rename(targets[policy])
     return targets
 
 
@@ -66,11 +72,6 @@ def selector_target(learner: Learner, example: Example, rng: random.Random) -> T
     """The selection a noisy teacher makes: top K of retriever score / temperature + Gumbel noise,
     which draws without replacement from the softmax of the scores (Plackett-Luce)."""
     recipe = learner.recipe
-    if not example.scores:
-        raise UserError(
-            f"example {example.id!r}: its candidates carry no retriever scores, which the "
-            "selector's warm-up follows: use retrieval.kind: bm25"
-        )
     noisy = [
         s / recipe.warmup.teacher_temperature - math.log(-math.log(rng.random() or 1e-300))
         for s in example.scores
@@ -104,11 +105,8 @@ def _place(recipe: Recipe, policy: PolicyName, output: Path | None) -> Path:
             "model to warm up, or give --output DIR to warm up its model into DIR"
         )
     if output is None and section.model.startswith("builtin/"):
-        output = (
-            Path(recipe.tracking.run_dir)
-            .expanduser()
-            .with_name(Path(recipe.tracking.run_dir).name + "-warmup")
-        )
+        run_dir = Path(recipe.tracking.run_dir).expanduser()
+        output = run_dir.with_name(run_dir.name + "-warmup")
     place = output / policy if output else Path(section.model).expanduser()
     if place.exists():
         raise UserError(f"{place}: exists already: remove it, or give another place with --output")
@@ -154,6 +152,7 @@ def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
         folder,
         seed=recipe.training.seed,
         documents=recipe.retrieval.candidates,
+        steps=recipe.warmup.pretraining_steps,
         report=report,
     )
 
@@ -173,13 +172,9 @@ def _corpus_base(
         advance(len(texts))
     if recipe.warmup.pretraining == "none":
         return
-    learner = Learner(
-        _settings(recipe),
-        policy,
-        str(folder),
-        recipe.warmup.pretraining_steps,
-        recipe.warmup.pretraining_learning_rate,
-    )
+    steps = recipe.warmup.pretraining_steps or LANGUAGE_MODELLING_STEPS
+    rate = recipe.warmup.pretraining_learning_rate
+    learner = _learner(recipe, policy, str(folder), steps, rate)
     rng = random.Random(f"pretraining/{recipe.training.seed}")
     tokenizer = learner.writer.tokenizer
 
@@ -187,28 +182,18 @@ def _corpus_base(
         ids = tokenizer(rng.choice(texts))["input_ids"][: section.max_length]
         return Target((Completion(tuple(ids[:1]), tuple(ids[1:])),), 1 / len(ids))
 
-    _fit(
-        learner,
-        paragraph,
-        recipe.warmup.pretraining_steps,
-        recipe.warmup.batch_size,
-        "pretrain on the corpus",
-        console,
-    )
-    learner.save(folder)
+    _fit(learner, paragraph, steps, recipe.warmup.batch_size, "pretrain on the corpus", console)
+    learner.save_policy(folder)
 
 
-def _learner(recipe: Recipe, policy: PolicyName, base: str) -> Learner:
-    return Learner(
-        _settings(recipe), policy, base, recipe.warmup.steps, recipe.warmup.learning_rate
-    )
-
-
-def _settings(recipe: Recipe) -> Recipe:
+def _learner(
+    recipe: Recipe, policy: PolicyName, base: str, steps: int, learning_rate: float
+) -> Learner:
     training = recipe.training.model_copy(
-        update={"schedule": "cosine", "warmup_steps": recipe.warmup.steps // 20}
+        update={"schedule": "cosine", "warmup_steps": steps // 20}
     )
-    return recipe.model_copy(update={"training": training})
+    settings = recipe.model_copy(update={"training": training})
+    return Learner(settings, policy, base, steps, learning_rate)
 
 
 def _fit(
