@@ -17,11 +17,13 @@ from dro_rl.tracking.run_directory import RunDirectory, write_text
 
 @dataclass(slots=True)
 class TrainerState:
-    """Where the loop stands. The policies' and optimisers' states lie beside it."""
+    """Where the loop stands. The policies' and optimisers' states lie beside it.
+
+    `best` is the best value of `training.early_stop.metric` so far, of iteration `best_iteration`.
+    """
 
     iteration: int = 0
     best: float | None = None
-    iterations_since_best: int = 0
     best_iteration: int = 0
 
 

@@ -13,10 +13,9 @@ from dro_rl.data.hotpotqa import read_publishers
 from dro_rl.data.jsonl import read_jsonl
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
-from dro_rl.questions import load_questions
+from dro_rl.questions import load_questions, with_candidates
 from dro_rl.recipe import Bm25Retrieval, PolicyName, Recipe
 from dro_rl.records import Example
-from dro_rl.retrieval import add_candidates
 from dro_rl.retrieval.corpus import read_corpus
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.teams import process_count, start_teams
@@ -30,7 +29,7 @@ def evaluate_run(
     """Evaluate a checkpoint; results go to `evaluation/`, named by the data when it is other."""
     run = RunDirectory.open(path)
     at, models = policies_of(run, recipe, iteration)
-    examples = _questions(recipe, data)
+    examples = _questions(recipe, data, console)
     with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
         teams = start_teams(recipe, cluster, models, console, None)
         summary, rows = evaluate(teams, examples, at, console)
@@ -88,26 +87,14 @@ def policies_of(
     }
 
 
-def _questions(recipe: Recipe, data: Path | None) -> list[Example]:
+def _questions(recipe: Recipe, data: Path | None, console: Console) -> list[Example]:
     if data is None:
-        return load_questions(recipe).evaluation
+        return load_questions(recipe, console).evaluation
     readers = {".jsonl": read_jsonl, ".json": read_publishers}
     if data.suffix not in readers:
         raise UserError(f"{data}: give a .jsonl file, or HotpotQA's .json")
     examples = readers[data.suffix](str(data))
-    return _with_candidates(recipe, examples, examples)
-
-
-def _with_candidates(
-    recipe: Recipe, examples: list[Example], corpus: list[Example]
-) -> list[Example]:
-    return add_candidates(
-        examples,
-        corpus,
-        recipe.retrieval,
-        seed=recipe.training.seed,
-        required=recipe.selector.documents,
-    )
+    return with_candidates(recipe, examples, examples)
 
 
 def _asked(recipe: Recipe, question: str, documents: Path | None) -> Example:
@@ -117,18 +104,18 @@ def _asked(recipe: Recipe, question: str, documents: Path | None) -> Example:
         asked = replace(asked, candidates=tuple(read_corpus(str(documents))))
         own = Bm25Retrieval(kind="bm25", corpus="own", candidates=recipe.retrieval.candidates)
         recipe = recipe.model_copy(update={"retrieval": own})
-        return _with_candidates(recipe, [asked], [])[0]
+        return with_candidates(recipe, [asked], [])[0]
     split = load_examples(recipe.data, recipe.training.seed)
     everything = [*split.train, *split.evaluation]
     if recipe.retrieval.kind == "bm25" and recipe.retrieval.corpus == "pooled":
-        return _with_candidates(recipe, [asked], everything)[0]
+        return with_candidates(recipe, [asked], everything)[0]
     known = {_normalised(e.question): e for e in everything}
     if _normalised(question) not in known:
         raise UserError(
             "this run's documents come with its questions, and this question is none of them: "
             "give documents to select from with --documents FILE (JSON lines of title and text)"
         )
-    return _with_candidates(recipe, [known[_normalised(question)]], [])[0]
+    return with_candidates(recipe, [known[_normalised(question)]], [])[0]
 
 
 def _normalised(question: str) -> str:

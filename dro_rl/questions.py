@@ -10,9 +10,10 @@ from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
+from dro_rl.tracking.console import Advance, Console
 
 
-def load_questions(recipe: Recipe) -> Split:
+def load_questions(recipe: Recipe, console: Console) -> Split:
     """Training and held-out questions, each with its N candidates.
 
     Raises:
@@ -20,14 +21,26 @@ def load_questions(recipe: Recipe) -> Split:
     """
     split = load_examples(recipe.data, recipe.training.seed)
     everything = [*split.train, *split.evaluation]
-    ready = add_candidates(
-        everything,
-        everything,
+    with console.stage("retrieve", len(everything), "questions") as advance:
+        ready = with_candidates(recipe, everything, everything, advance)
+    return Split(ready[: len(split.train)], ready[len(split.train) :])
+
+
+def with_candidates(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    corpus: Sequence[Example],
+    advance: Advance = lambda done: None,
+) -> list[Example]:
+    """The examples with candidates from the documents of `corpus`, as the recipe retrieves."""
+    return add_candidates(
+        examples,
+        corpus,
         recipe.retrieval,
         seed=recipe.training.seed,
         required=recipe.selector.documents,
+        advance=advance,
     )
-    return Split(ready[: len(split.train)], ready[len(split.train) :])
 
 
 def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: Split) -> None:

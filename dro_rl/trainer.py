@@ -33,7 +33,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     """
     if resume is None:
         RunDirectory.check(recipe)
-    questions = load_questions(recipe)
+    questions = load_questions(recipe, console)
     needs_answers = "answer" in load_reward(recipe.reward).needs
     state = (checkpoint.latest(resume) if resume else None) or TrainerState()
     models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
@@ -162,18 +162,16 @@ class Trainer:
         with self._timed("evaluate"):
             summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
         self.run.write_evaluation(iteration, summary, rows)
+        early, best = self.recipe.training.early_stop, self.state.best
+        value = summary[early.metric] if early else None
+        if value is not None and (best is None or value > best):
+            self.state.best, self.state.best_iteration = value, iteration
         return summary
 
     def _finish(self, iteration: int, summary: dict[str, Any], gaps: dict[str, float]) -> None:
         """Metrics of the iteration as a whole, then its checkpoint: a row that a crash leaves
         without a checkpoint is dropped on resuming, one lost behind a checkpoint would stay lost.
         """
-        early = self.recipe.training.early_stop
-        value = summary[early.metric] if early else summary["bound"]
-        state = self.state
-        state.iteration = iteration
-        if value is not None and (state.best is None or value > state.best):
-            state.best, state.best_iteration = value, iteration
         self.run.append_metrics(
             {
                 "iteration": iteration,
@@ -182,7 +180,8 @@ class Trainer:
                 **{f"time/{stage}": seconds for stage, seconds in self.seconds.items()},
             }
         )
-        checkpoint.save(self.run, state, self.teams.learners)
+        self.state.iteration = iteration
+        checkpoint.save(self.run, self.state, self.teams.learners)
         self.console.progress(self.run.evaluations())
 
     @contextmanager

@@ -42,7 +42,7 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
             nothing.
     """
     targets: dict[PolicyName, Path] = {p: _place(recipe, p, output) for p in POLICIES}
-    questions = load_questions(recipe)
+    questions = load_questions(recipe, console)
     made: dict[str, str] = {}
     for policy in POLICIES:
         base = _base(recipe, policy, questions, targets[policy].parent, made, console)

@@ -24,6 +24,7 @@ def add_candidates(
     *,
     seed: int,
     required: int,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> list[Example]:
     """The examples with the top N documents as `candidates` and the retriever's `scores`.
 
@@ -36,13 +37,16 @@ def add_candidates(
         examples: questions whose `candidates` are the documents that came with them.
         corpus_examples: the questions whose documents make up the corpus of `corpus: pooled`.
         required: K, the fewest candidates that a question may have.
+        advance: told 1 for every question that is done.
     Raises:
         UserError: a question has fewer than `required` candidates, or the corpus is empty.
     """
     rank = _ranker(corpus_examples, retrieval)
-    return [
-        _with_candidates(example, rank(example), retrieval, seed, required) for example in examples
-    ]
+    found = []
+    for example in examples:
+        found.append(_with_candidates(example, rank(example), retrieval, seed, required))
+        advance(1)
+    return found
 
 
 def _ranker(

@@ -5,8 +5,10 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):
 
 def test_a_killed_run_resumes_to_what_it_would_have_been(straight, tmp_path):
     run = tmp_path / "run"
-    second = sum(v for k, v in iterations(straight)[1].items() if k.startswith("time/"))
+    seconds = sum(v for k, v in iterations(straight)[1].items() if k.startswith("time/"))
+    moment = random.uniform(0, seconds)
     process = start(
         *("train", "recipes/demo.yaml", *LOCAL, *TINY),
         *("training.iterations=3", f"tracking.run_dir={run}"),
@@ -117,14 +120,16 @@ def test_a_killed_run_resumes_to_what_it_would_have_been(straight, tmp_path):
         while not checkpoint(run, 1).is_dir():
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
-        moment = random.uniform(0, second)
-        time.sleep(moment)
+        end = time.monotonic() + moment
+        while time.monotonic() < end and not checkpoint(run, 2).is_dir():
+            time.sleep(0.001)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not checkpoint(run, 3).is_dir()
     told = resume(run).succeeded()
-    assert "resumed" in told.out, f"killed {moment} s after iteration 1"
+    print(f"killed {moment:.3f} s after iteration 1")
+    assert re.search(r"^resumed .* after iteration [12]$", told.out, re.M)
     assert_equal(run, straight)
 
 
@@ -144,7 +149,7 @@ def test_lora_trains_and_saves_plain_models(lora):
         folders = [PRETRAINED / f"facts-{policy}", *(checkpoint(lora, i) / policy for i in (1, 2))]
         models = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders]
         assert models[0].keys() == models[1].keys() == models[2].keys()
-        moved = [[(a[n] - b[n]).abs().max() > 0 for n in a] for a, b in zip(models, models[1:])]
+        moved = [[(a[n] - b[n]).abs().max() > 0 for n in a] for a, b in pairwise(models)]
         assert any(moved[0]) and any(moved[1]) and not all(moved[0])  # embeddings stay
 
 
@@ -184,7 +189,7 @@ def test_another_reward_is_one_override(tmp_path, name):
             assert row["generator_weight"] == 0
 
 
-FAILING = '''
+FAILING = """
 import os
 from pathlib import Path
 
@@ -197,7 +202,7 @@ class Picky(Reward):
     def score(self, outcomes):
         Path(__file__).with_name("pid").write_text(str(os.getpid()))
         raise ArithmeticError("too picky")
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +215,8 @@ def failed(tmp_path_factory) -> tuple[Path, Result]:
 def test_a_reward_that_raises_shows_its_own_traceback(failed):
     folder, result = failed
     assert result.code not in (0, 2)
-    assert f'File "{folder / "picky.py"}", line 12, in score' in result.err
+    place = re.escape(str(folder / "picky.py"))
+    assert re.search(rf'File "{place}", line \d+, in score', result.err)
     assert result.err.rstrip().endswith("ArithmeticError: too picky")
     assert not checkpoint(folder / "run", 1).exists()
 
@@ -218,6 +224,53 @@ def test_a_reward_that_raises_shows_its_own_traceback(failed):
 def test_rewards_run_in_the_commands_own_process_for_breakpoints(failed):
     folder, result = failed
     assert int((folder / "pid").read_text()) == result.pid
+
+
+def test_a_run_continues_once_its_reward_is_mended(failed, tmp_path):
+    folder, _ = failed
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for path in (copy / "run" / "recipe.yaml", copy / "picky.py"):
+        text = path.read_text().replace(str(folder), str(copy))
+        path.write_text(
+            text.replace('raise ArithmeticError("too picky")', "return [2.0] * len(outcomes)")
+        )
+    resume(copy / "run", "training.iterations=1").succeeded()
+    assert {row["log_reward"] for row in rollouts(copy / "run", 1)} == {math.log(2)}
+    assert checkpoint(copy / "run", 1).is_dir()
+
+
+# --- other questions ------------------------------------------------------------------------------
+
+
+def test_a_run_is_evaluated_on_questions_from_a_file(straight, tmp_path):
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    before = files(run)
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in question_rows(12)))
+    result = dro_rl("evaluate", run, "--data", data, "--iteration", "2").succeeded()
+    place = run / "evaluation" / "mine-iteration-0002.json"
+    assert str(place) in result.out
+    figures = json.loads(place.read_text())
+    assert figures.keys() == evaluation(run, 2).keys()
+    assert figures["questions"] == 12 and figures["iteration"] == 2
+    after = files(run)
+    del after["evaluation/mine-iteration-0002.json"]
+    assert after == before
+
+
+def question_rows(count: int) -> list[dict[str, Any]]:
+    """Questions of the built-in world as JSON lines have them."""
+    return [
+        {
+            "id": e.id,
+            "question": e.question,
+            "answers": list(e.answers),
+            "documents": [
+                {"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in e.candidates
+            ],
+        }
+        for e in make_examples(count, 7, documents=8, rumours=0.3, split="train")
+    ]
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -278,20 +331,13 @@ def test_distinct_decoding_is_always_well_formed(tmp_path):
 
 
 def test_any_of_several_answers_counts(tmp_path):
-    """Likelihoods of alternatives add up, so a selection's reward is higher than with the first."""
+    """Likelihoods of alternatives add up: with a wrong answer before the right one, selections are
+    worth more than under the first alone, and worth something."""
     data = tmp_path / "questions.jsonl"
-    examples = make_examples(24, 7, documents=8, rumours=0.3, split="train")
-    rows = [
-        {
-            "id": e.id,
-            "question": e.question,
-            "answers": [e.answers[0], other.answers[0] + " and " + e.answers[0]],
-            "documents": [
-                {"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in e.candidates
-            ],
-        }
-        for e, other in zip(examples, examples[1:] + examples[:1], strict=True)
-    ]
+    rows = question_rows(24)
+    wrong = [row["answers"][0] for row in rows[1:] + rows[:1]]
+    for row, other in zip(rows, wrong, strict=True):
+        row["answers"].insert(0, other)
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = f"data={{kind: jsonl, path: {data}, evaluation_questions: 8}}"
     rewards = {}
@@ -304,12 +350,12 @@ def test_any_of_several_answers_counts(tmp_path):
             *(f"generator.answers={answers}", "training.iterations=1", f"tracking.run_dir={run}"),
         ).succeeded()
         rewards[answers] = {
-            (row["example"], tuple(row["documents"])): row["log_reward"]
-            for row in rollouts(run, 1)
+            (row["example"], tuple(row["documents"])): row["log_reward"] for row in rollouts(run, 1)
         }
     assert rewards["first"].keys() == rewards["any"].keys()
     gains = [rewards["any"][k] - rewards["first"][k] for k in rewards["first"]]
-    assert min(gains) > -1e-4 and max(gains) > 1e-3
+    assert min(gains) > -1e-4 and max(gains) > 3
+    assert max(rewards["any"].values()) > -0.7
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -335,7 +381,7 @@ def learned(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def test_the_held_out_bound_rises_by_more_than_its_standard_error(learned):
-    policies, run = learned
+    _, run = learned
     first, last = evaluation(run, 0), evaluation(run, 3)
     assert last["bound"] - first["bound"] > max(first["bound_se"], last["bound_se"])
     assert last["gold_recall"] > first["gold_recall"]

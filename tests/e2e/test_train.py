@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import uuid
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ def test_checkpoints_load_with_transformers_and_have_learned(run, policy):
 
     folders = [WARM[policy], *(checkpoint(run, i) / policy for i in (1, 2))]
     weights = [AutoModelForCausalLM.from_pretrained(f).state_dict() for f in folders]
-    for before, after in zip(weights[:-1], weights[1:], strict=True):
+    for before, after in pairwise(weights):
         assert before.keys() == after.keys()
         assert max((before[n] - after[n]).abs().max() for n in before) > 1e-5
     tokenizers = [AutoTokenizer.from_pretrained(f) for f in folders]
