@@ -18,6 +18,7 @@ from dro_rl.data.facts.world import make_examples
 from dro_rl.learner import Learner
 from dro_rl.questions import load_questions
 from dro_rl.recipe_file import load_recipe
+from dro_rl.tracking.console import Console
 from tests.commands import (
     ROOT,
     Result,
@@ -281,7 +282,7 @@ def test_another_temperature_is_corrected_in_the_weights(tmp_path):
     run = tmp_path / "run"
     train(run, "rollout.temperature=0.7", "training.iterations=1").succeeded()
     recipe = load_recipe(str(run / "recipe.yaml"))
-    questions = {e.id: e for e in load_questions(recipe).train}
+    questions = {e.id: e for e in load_questions(recipe, Console()).train}
     model = Learner(recipe, "selector", recipe.selector.model, 1, 1e-3)
     groups: dict[str, list[dict]] = {}
     for row in rollouts(run, 1):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dro_rl.errors import UserError
-from dro_rl.recipe import RolloutSection
+from dro_rl.recipe import POLICIES, PolicyName, RolloutSection
 from dro_rl.records import WeightedRollout
 from dro_rl.rollout.environment import engine_environment
 from tests.models import make_llama, make_word_tokenizer
@@ -24,7 +24,6 @@ pytest.importorskip("vllm", reason="vLLM does not support this machine")
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 TOLERANCE = 1e-4
-POLICIES = ("selector", "generator")
 LORA = {"full": {}, "lora": {"lora": {"rank": 4}}}
 
 
@@ -68,11 +67,11 @@ def observe(folder: Path, kind: str) -> Seen:
     )
     examples = [make_example(i) for i in range(4)]
     probe = make_example(5)
-    models = {policy: recipe.policy(policy).model for policy in POLICIES}
+    models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
     with open_cluster(recipe.cluster, 5) as cluster:
         teams = start_teams(recipe, cluster, models, Console(), 10)
 
-        def complaint(policy: str) -> str:
+        def complaint(policy: PolicyName) -> str:
             try:
                 teams.check(policy, probe)
             except UserError as error:
