@@ -1,30 +1,22 @@
-"""Checkpoints: both policies and what resuming needs, written whole or not at all."""
+"""Checkpoints: both policies and what resuming needs, written whole or not at all.
+
+Where a run stands is the name of its last checkpoint: everything else that the loop knows follows
+from the recipe, the iteration's number and the evaluations.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dro_rl.cluster import Team
 from dro_rl.errors import UserError
-from dro_rl.recipe import PolicyName
-from dro_rl.tracking.run_directory import RunDirectory, write_text
+from dro_rl.recipe import POLICIES, PolicyName
+from dro_rl.tracking.run_directory import RunDirectory
 
-
-@dataclass(slots=True)
-class TrainerState:
-    """Where the loop stands. The policies' and optimisers' states lie beside it.
-
-    `best` is the best value of `training.early_stop.metric` so far, of iteration `best_iteration`.
-    """
-
-    iteration: int = 0
-    best: float | None = None
-    best_iteration: int = 0
+_STATES_KEPT = 2  # optimiser states are several times the weights, and only the last is resumed
 
 
 def folder_of(run: RunDirectory, iteration: int) -> Path:
@@ -32,35 +24,42 @@ def folder_of(run: RunDirectory, iteration: int) -> Path:
     return run.path / "checkpoints" / f"iteration-{iteration:04d}"
 
 
-def save(run: RunDirectory, state: TrainerState, learners: Mapping[PolicyName, Team]) -> Path:
-    """Write iteration `state.iteration`'s checkpoint: to a folder aside, then renamed."""
-    final = folder_of(run, state.iteration)
+def save(run: RunDirectory, iteration: int, learners: Mapping[PolicyName, Team]) -> Path:
+    """Write an iteration's checkpoint: to a folder aside, then renamed.
+
+    Raises:
+        UserError: the learners wrote to another file system than this process reads.
+    """
+    final = folder_of(run, iteration)
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for wait in [t.submit("save", partial / name) for name, t in learners.items()]:
         wait()
-    write_text(partial / "trainer_state.json", json.dumps(asdict(state)) + "\n")
+    for policy in learners:
+        if not ((partial / policy / "config.json").is_file() and _state(partial, policy).is_file()):
+            raise UserError(
+                f"{partial}: the {policy}'s learner wrote its checkpoint somewhere else: "
+                "tracking.run_dir must be on a file system that all machines share"
+            )
     os.replace(partial, final)
+    for policy in POLICIES:
+        if iteration > _STATES_KEPT:
+            _state(folder_of(run, iteration - _STATES_KEPT), policy).unlink(missing_ok=True)
     return final
 
 
-def latest(run: RunDirectory) -> TrainerState | None:
-    """The state of the last whole checkpoint; None before the first."""
+def latest(run: RunDirectory) -> int:
+    """The iteration of the last whole checkpoint; 0 before the first."""
     folders = sorted((run.path / "checkpoints").glob("iteration-????"))
-    if not folders:
-        return None
-    path = folders[-1] / "trainer_state.json"
-    try:
-        return TrainerState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}): remove {folders[-1]} to resume from the "
-            "checkpoint before it"
-        ) from error
+    return int(folders[-1].name.removeprefix("iteration-")) if folders else 0
 
 
 def policy_folder(run: RunDirectory, iteration: int, policy: PolicyName, initial: str) -> str:
     """Where a policy's weights of an iteration are: a frozen one's are those it started with."""
     folder = folder_of(run, iteration) / policy
     return str(folder) if folder.is_dir() else initial
+
+
+def _state(folder: Path, policy: PolicyName) -> Path:
+    return folder / f"{policy}.learner.pt"

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from dro_rl.cluster import quiet_libraries
 from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
 
@@ -31,15 +32,7 @@ RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 
 def main() -> None:
     """Entry point: a user's error is one message and exit code 2, ours keeps its traceback."""
-    # Quiet libraries, here and in every process that is started from here.
-    for name, value in (
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-    ):
-        os.environ.setdefault(name, value)
+    quiet_libraries()
     try:
         app()
     except UserError as error:
@@ -58,8 +51,12 @@ def train(
     ] = None,
 ) -> None:
     """Train both policies of a recipe."""
-    given = [recipe] if recipe else []
-    loaded = _resumed(resume, [*given, *(overrides or [])]) if resume else _load(recipe, overrides)
+    if resume:
+        loaded = _resumed(
+            resume, _with_environment([*([recipe] if recipe else []), *(overrides or [])])
+        )
+    else:
+        loaded = _load(recipe, overrides)
     _prepare_process(loaded)
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
@@ -87,7 +84,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     print("\n".join(in_words(loaded)))
     print("\nMemory a process, activations not counted [GiB]:")
     for process, gib, what in memory(loaded):
-        print(f"  {process:<18} {gib:>8}  {what}")
+        print(f"  {process:<22} {gib:>8}  {what}")
 
 
 @app.command()

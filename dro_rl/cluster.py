@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from dro_rl.errors import UserError
 from dro_rl.recipe import ClusterSection
+from dro_rl.rollout.environment import has_gpu
 
 Done = Callable[[int], None]
 
@@ -104,11 +105,25 @@ class _LocalCluster:
 # --- on Ray ---------------------------------------------------------------------------------------
 
 
+def quiet_libraries() -> None:
+    """Keep progress bars and notices of libraries out of this process's output."""
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+    ):
+        os.environ.setdefault(name, value)
+
+
 class Host:
     """The actor that holds a worker. It makes the worker in a call of its own, because an error
     in an actor's constructor loses its type on the way to the driver."""
 
     def __init__(self) -> None:
+        quiet_libraries()  # a head that was started elsewhere has another environment
         self.worker: Any = None
 
     def make(self, cls: type, args: tuple) -> None:
@@ -211,28 +226,29 @@ def _connect(section: ClusterSection, processes: int) -> None:
 
     # Inside `ray job submit` the environment names the cluster; there ray.init() takes no other.
     address = section.address or os.environ.get("RAY_ADDRESS")
+    named = "cluster.address" if section.address else "RAY_ADDRESS in the environment"
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no token file in the home folder
         ray.init(
             address="local",
             include_dashboard=False,
             num_cpus=max(processes, os.cpu_count() or 1),
-            object_store_memory=200_000_000 if not _has_gpu() else None,
+            object_store_memory=200_000_000 if not has_gpu() else None,
             configure_logging=True,
             logging_level=logging.WARNING,
         )
         return
-    _check_answers(address)
+    _check_answers(address, named)
     try:
         ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cluster.address {address}: no Ray head answers there ({error}). Start one with "
+            f"{named} {address}: no Ray head answers there ({error}). Start one with "
             "`ray start --head`, or drop the address to run Ray inside this process"
         ) from error
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(address: str, named: str) -> None:
     """Ray itself retries for minutes before it says that nobody is there."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
@@ -241,13 +257,9 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, UnicodeError) as error:  # the last two: not an address at all
         raise UserError(
-            f"cluster.address {address}: nothing answers there ({error}). Start a head with "
+            f"{named} {address}: nothing answers there ({error}). Start a head with "
             "`ray start --head`, or drop the address to run Ray inside this process"
         ) from error
-
-
-def _has_gpu() -> bool:
-    return os.path.exists("/dev/nvidia0")
 
 
 def gpu_share(processes: int, gpus: int) -> float:

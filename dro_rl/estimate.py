@@ -50,15 +50,19 @@ def memory(recipe: Recipe) -> list[tuple[str, str, str]]:
         width = 2 if section.dtype == "bfloat16" else 4
         weights = count * width / _GIB
         engine = _ENGINE_GIB + weights + recipe.rollout.cpu_cache_gib
-        rows.append((f"{name} engine", f"{engine:.1f}", "process, weights, key-value cache"))
+        copies = recipe.rollout.workers if name == "selector" else 1
+        what = "process, weights, key-value cache; on a GPU gpu_memory_utilization of it"
+        rows.append((f"{copies} x {name} engine", f"{engine:.1f}", what))
         if name == "generator":
-            rows.append(("reward service", f"{_TORCH_GIB + weights:.1f}", "process, weights"))
+            copies = recipe.cluster.reward_workers
+            held = _TORCH_GIB + weights
+            rows.append((f"{copies} x reward service", f"{held:.1f}", "process, weights"))
         if name in recipe.algorithm.train:
             if section.lora:
                 held, what = weights, "process, frozen weights, adapters"
             else:
                 held, what = count * _OPTIMISER_BYTES / _GIB, "process, weights, AdamW, gradients"
-            rows.append((f"{name} learner", f"{_TORCH_GIB + held:.1f}", what))
+            rows.append((f"1 x {name} learner", f"{_TORCH_GIB + held:.1f}", what))
     return rows
 
 
@@ -77,7 +81,8 @@ def parameters(section: PolicySection) -> int | None:
         s = section.scratch
         layer = 4 * s.hidden_size**2 + 3 * s.hidden_size * s.intermediate_size
         return s.vocabulary * s.hidden_size + s.layers * layer
-    named = re.search(r"(\d+(?:\.\d+)?)[bB](?![a-z])", section.model)  # Qwen2.5-1.5B-Instruct
+    name = section.init or section.model
+    named = re.search(r"(\d+(?:\.\d+)?)[bB](?![a-z])", name)  # Qwen2.5-1.5B-Instruct
     return int(float(named[1]) * 1e9) if named else None
 
 

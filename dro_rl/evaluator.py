@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dro_rl.evaluation import EvaluatedExample, exact_match, f1, summarise
+from dro_rl.evaluation import EvaluatedExample, exact_match, f1, log_mean_exp, summarise
 from dro_rl.questions import seed_of
 from dro_rl.records import Example
 from dro_rl.teams import Teams
@@ -25,10 +25,10 @@ def evaluate(
     samples = teams.recipe.evaluation.samples
     seed = seed_of(teams.recipe, "evaluation", 0)
     with console.stage(_title(iteration), 4 * len(examples), "question passes") as advance:
-        greedy = teams.select(examples, 1, seed, True, advance)
+        greedy = teams.select(examples, 1, seed, advance, greedy=True)
         chosen = [r.selections[0] for r in greedy]
         answers = teams.answer(examples, [s.documents for s in chosen], advance)
-        sampled = teams.select(examples, samples, seed, False, advance)
+        sampled = teams.select(examples, samples, seed, advance, on_policy=True)
         likelihoods = teams.log_likelihoods(sampled, advance)
     evaluated = [
         EvaluatedExample(
@@ -55,5 +55,6 @@ def _row(e: EvaluatedExample) -> dict[str, Any]:
         "answer": e.answer,
         "em": exact_match(e.answer, e.example.answers),
         "f1": f1(e.answer, e.example.answers),
+        "bound": log_mean_exp(e.log_likelihoods),
         "selected": [{"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in chosen],
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dro_rl import checkpoint
 from dro_rl.cluster import open_cluster
@@ -15,18 +15,23 @@ from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.questions import load_questions, with_candidates
 from dro_rl.recipe import Bm25Retrieval, PolicyName, Recipe
+from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_corpus
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
-from dro_rl.tracking.run_directory import RunDirectory, write_text
+from dro_rl.tracking.run_directory import RunDirectory
 
 
 def evaluate_run(
     path: Path, recipe: Recipe, data: Path | None, iteration: int | None, console: Console
 ) -> None:
-    """Evaluate a checkpoint; results go to `evaluation/`, named by the data when it is other."""
+    """Evaluate a checkpoint.
+
+    Results go to the run's `evaluation/`; those on other data are named by it, and those under
+    other settings than the run's are only shown, since its history compares like with like.
+    """
     run = RunDirectory.open(path)
     at, models = policies_of(run, recipe, iteration)
     examples = _questions(recipe, data, console)
@@ -34,12 +39,20 @@ def evaluate_run(
         teams = start_teams(recipe, cluster, models, console, None)
         summary, rows = evaluate(teams, examples, at, console)
     console.evaluations([summary])
-    if data is None:
-        run.write_evaluation(at, summary, rows)
+    if _results_matter(recipe) != _results_matter(load_recipe(str(path / "recipe.yaml"))):
+        console.say("not written: these settings are not the run's own")
         return
-    place = run.path / "evaluation" / f"{data.stem}-iteration-{at:04d}.json"
-    write_text(place, json.dumps(summary, indent=1) + "\n")
-    console.say(f"written: {place}")
+    name = f"{data.name}-iteration-{at:04d}" if data else f"iteration-{at:04d}"
+    console.say(f"written: {run.write_evaluation(name, summary, rows)}")
+
+
+def _results_matter(recipe: Recipe) -> dict[str, Any]:
+    """The settings that an evaluation's figures depend on, paths aside."""
+    settings = localise(recipe).resolved()
+    for section in ("cluster", "tracking", "algorithm", "warmup", "reward"):
+        del settings[section]
+    del settings["rollout"]["workers"], settings["training"]["iterations"]
+    return settings
 
 
 def answer_question(
@@ -76,11 +89,10 @@ def policies_of(
     Raises:
         UserError: the run has no such checkpoint.
     """
-    state = checkpoint.latest(run)
-    at = iteration if iteration is not None else (state.iteration if state else 0)
+    last = checkpoint.latest(run)
+    at = iteration if iteration is not None else last
     if at and not checkpoint.folder_of(run, at).is_dir():
-        have = state.iteration if state else 0
-        raise UserError(f"{run.path}: no checkpoint of iteration {at}; the last is {have}")
+        raise UserError(f"{run.path}: no checkpoint of iteration {at}; the last is {last}")
     return at, {
         "selector": checkpoint.policy_folder(run, at, "selector", recipe.selector.model),
         "generator": checkpoint.policy_folder(run, at, "generator", recipe.generator.model),

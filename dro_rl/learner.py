@@ -5,7 +5,8 @@ use the same class; what differs is which completions of which prompts they lear
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ class Learner:
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
         scores = []
-        with torch.no_grad():
+        with self._reading():
             for r in rollouts:
                 unique = {s.token_ids: self._selection(r, s.token_ids) for s in r.selections}
                 logps = self._log_likelihoods([Target((c,)) for c in unique.values()])
@@ -201,6 +202,14 @@ class Learner:
         with self._autocast():
             return target_log_likelihoods(self.model, targets)
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """No gradient and no dropout."""
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train()
+
     def _autocast(self) -> torch.autocast:
         return causal_lm.autocast(self.section, self.model)
 
@@ -209,7 +218,7 @@ class Learner:
     def weights(self) -> dict[str, np.ndarray]:
         """The policy's weights for the engines: LoRA folded in, in the recipe's dtype."""
         dtype = causal_lm.forward_dtype(self.section)
-        return pack({n: w.detach().to(dtype) for n, w in causal_lm.merged_weights(self.model)})
+        return pack((n, w.detach().to(dtype)) for n, w in causal_lm.merged_weights(self.model))
 
     def probe(self, example: Example) -> tuple[Completion, list[float]]:
         """A fixed completion for an example, and log p of each of its tokens, unconstrained
@@ -221,10 +230,8 @@ class Learner:
             completion = Completion(prompt.token_ids, token_ids)
         else:
             completion = answer_target(self.writer, example, range(k), "first").completions[0]
-        self.model.eval()
-        with torch.no_grad(), self._autocast():
+        with self._reading(), self._autocast():
             logps = token_log_likelihoods(self.model, [completion])[0]
-        self.model.train()
         return completion, logps.tolist()
 
     def save_policy(self, folder: Path) -> None:
@@ -241,6 +248,7 @@ class Learner:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             },
             folder.with_name(f"{self.policy}.learner.pt"),
         )
@@ -265,6 +273,8 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
 
 
 def _longest(group: Sequence[Target]) -> int:

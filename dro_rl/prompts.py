@@ -49,7 +49,7 @@ def read_selection(text: str, n: int, k: int) -> tuple[tuple[int, ...], bool]:
     """The documents that a selector's text names, and whether the text is malformed.
 
     Identifiers count in order; unknown and repeated ones are dropped, and what follows the k-th
-    is not read (DESIGN: z is the text, the documents are a deterministic function of it).
+    is not read: the selection is the text, the documents are a deterministic function of it.
 
     Args:
         text: what the selector wrote.
@@ -121,7 +121,10 @@ class PromptWriter:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        longest_first = sorted(special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)))
 
     def _plain_words(self, text: str) -> str:
         """Text without the tokenizer's special tokens: a document that contains "</s>" or

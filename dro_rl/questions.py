@@ -6,7 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from dro_rl.data import Split, load_examples
+from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import prompt_writer
+from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
@@ -47,14 +49,19 @@ def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: S
     """Refuse models and prompts that cannot work, before any process is started.
 
     Raises:
-        UserError: a model that cannot be read, a context that is too short, or a question that does
-            not fit it even with every document cut to its title.
+        UserError: a model that cannot be read, a context that is too short, a question that does
+            not fit it even with every document cut to its title, or a reference answer or a full
+            selection that is longer than `max_new_tokens`.
     """
     k = recipe.selector.documents
     for policy, model in models.items():
         section = recipe.policy(policy)
         writer = prompt_writer(section, model)
+        if policy == "selector":
+            _check_longest_selection(recipe, writer)
         for example in (*questions.train, *questions.evaluation):
+            if policy == "generator":
+                _check_answers(recipe, writer, example)
             titles = [Document(d.title, "") for d in example.candidates]
             if policy == "generator":
                 titles = sorted(titles, key=lambda d: -len(d.title))[:k]
@@ -67,6 +74,30 @@ def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: S
                 writer.select(example.question, titles, k)
             else:
                 writer.answer(example.question, titles)
+
+
+def _check_longest_selection(recipe: Recipe, writer: PromptWriter) -> None:
+    n, k = recipe.retrieval.candidates, recipe.selector.documents
+    needed, room = len(writer.completion(write_selection(range(n - k, n)))), recipe.selector
+    if needed > room.max_new_tokens:
+        raise UserError(
+            f"selector.max_new_tokens is {room.max_new_tokens}, and a selection of {k} documents "
+            f"takes up to {needed} tokens: raise it"
+        )
+
+
+def _check_answers(recipe: Recipe, writer: PromptWriter, example: Example) -> None:
+    room = recipe.generator.max_new_tokens
+    asked = example.answers if recipe.generator.answers == "any" else example.answers[:1]
+    for answer in asked:
+        if len(answer.encode()) + 2 <= room:  # no more tokens than bytes, a space and an end
+            continue
+        needed = len(writer.completion(answer))
+        if needed > room:
+            raise UserError(
+                f"example {example.id!r}: its answer {answer[:60]!r} has {needed} tokens, more "
+                f"than generator.max_new_tokens ({room}): raise it, or drop the example"
+            )
 
 
 def questions_of(recipe: Recipe, train: Sequence[Example], iteration: int) -> list[Example]:

@@ -212,6 +212,11 @@ class RolloutSection(Section):
         "[nats]; by default 1e-4 in float32, 0.5 in bfloat16",
     )
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether selections are sampled from the selector itself, so that p_s / q is 1."""
+        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+
     @model_validator(mode="after")
     def _unbiased(self) -> RolloutSection:
         if (self.top_p < 1 or self.top_k) and not self.allow_biased_sampling:
@@ -351,11 +356,14 @@ class Recipe(Section):
             raise ValueError("warmup.pretraining: facts belongs to data.kind: facts")
         if self.algorithm.tau == "per_token" and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
-        if self.rollout.temperature != 1 and "selector" not in self.algorithm.train:
+        if not self.rollout.on_policy and "selector" not in self.algorithm.train:
             raise ValueError(
-                "rollout.temperature other than 1 is corrected by the selector learner's "
+                "rollout.temperature, top_p and top_k are corrected by the selector learner's "
                 "log-probabilities, so selector must be in algorithm.train"
             )
+        scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
+        if self.warmup.pretraining != "none" and not scratch:
+            raise ValueError("warmup.pretraining is for a policy with init: scratch")
         if self.training.microbatch_size > self.training.batch_size:
             raise ValueError("training.microbatch_size exceeds training.batch_size")
         return self

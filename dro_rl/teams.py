@@ -30,11 +30,21 @@ class Teams:
     # --- the E-step and evaluation --------------------------------------------------------------
 
     def select(
-        self, examples: Sequence[Example], samples: int, seed: int, greedy: bool, advance: Advance
+        self,
+        examples: Sequence[Example],
+        samples: int,
+        seed: int,
+        advance: Advance,
+        *,
+        greedy: bool = False,
+        on_policy: bool = False,
     ) -> list[Rollout]:
         """m selections of every question. The same seed gives the same selections, whichever
         worker draws them: each call of `rollout.batch_size` questions has a seed of its own."""
-        calls = [(part, samples, seed + i, greedy) for i, part in enumerate(self._parts(examples))]
+        calls = [
+            (part, samples, seed + i, greedy, on_policy)
+            for i, part in enumerate(self._parts(examples))
+        ]
         return self._map(self.engines["selector"], "select", calls, advance)
 
     def answer(
@@ -48,11 +58,16 @@ class Teams:
         return self._map(self.engines["generator"], "answer", calls, advance)
 
     def score(
-        self, rollouts: Sequence[Rollout], needs_answers: bool, advance: Advance
+        self,
+        rollouts: Sequence[Rollout],
+        answers: Sequence[Sequence[str]] | None,
+        advance: Advance,
     ) -> list[ScoredRollout]:
-        """The log-reward of every selection; equal selections are answered and scored once."""
+        """The log-reward of every selection; equal selections are scored once.
+
+        `answers` are the generator's to each selection, where the reward needs them.
+        """
         parts = self._parts(rollouts)
-        answers = self._answers(rollouts) if needs_answers else None
         answer_parts = self._parts(answers) if answers else [None] * len(parts)
         return self._map(self.reward, "score", list(zip(parts, answer_parts, strict=True)), advance)
 
@@ -63,19 +78,29 @@ class Teams:
         calls = [(part,) for part in self._parts(rollouts)]
         return self._map(self.reward, "log_likelihoods", calls, advance)
 
-    def selector_logps(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+    def selector_logps(self, rollouts: Sequence[Rollout], advance: Advance) -> list[list[float]]:
         """log p_s(z_i|x) [nats] of every selection under the selector learner's weights."""
-        return self.learners["selector"].submit("score", list(rollouts))()[0]
+        calls = [(part,) for part in self._parts(rollouts)]
+        return self._map(self.learners["selector"], "score", calls, advance)
 
-    def _answers(self, rollouts: Sequence[Rollout]) -> list[list[str]]:
-        asked = [
-            (r.example, documents)
-            for r in rollouts
-            for documents in dict.fromkeys(s.documents for s in r.selections)
-        ]
-        texts = self.answer([e for e, _ in asked], [d for _, d in asked], lambda _: None)
-        found = {(e.id, d): text for (e, d), text in zip(asked, texts, strict=True)}
-        return [[found[r.example.id, s.documents] for s in r.selections] for r in rollouts]
+    def answer_all(self, rollouts: Sequence[Rollout], advance: Advance) -> list[list[str]]:
+        """The generator's greedy answer to each selection of each rollout; equal ones once.
+
+        `advance` counts rollouts.
+        """
+        answers = []
+        for part in self._parts(rollouts):
+            asked = [
+                (i, documents)
+                for i, r in enumerate(part)
+                for documents in dict.fromkeys(s.documents for s in r.selections)
+            ]
+            examples = [part[i].example for i, _ in asked]
+            texts = self.answer(examples, [d for _, d in asked], lambda done: None)
+            found = dict(zip(asked, texts, strict=True))
+            answers += [[found[i, s.documents] for s in r.selections] for i, r in enumerate(part)]
+            advance(len(part))
+        return answers
 
     def _parts(self, items: Sequence) -> list[list]:
         size = self.recipe.rollout.batch_size

@@ -11,15 +11,15 @@ from typing import Any
 
 from dro_rl import checkpoint
 from dro_rl.algorithms.dro import coefficients, effective_sample_size
-from dro_rl.checkpoint import TrainerState
 from dro_rl.cluster import open_cluster
 from dro_rl.data import Split
+from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.learner import StepMetrics
 from dro_rl.questions import check_prompts, iteration_size, load_questions, questions_of, seed_of
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
-from dro_rl.reward import load_reward
+from dro_rl.reward import Reward, load_reward
 from dro_rl.teams import Teams, process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
@@ -34,24 +34,32 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     if resume is None:
         RunDirectory.check(recipe)
     questions = load_questions(recipe, console)
-    needs_answers = "answer" in load_reward(recipe.reward).needs
-    state = (checkpoint.latest(resume) if resume else None) or TrainerState()
+    reward = load_reward(recipe.reward)
+    if recipe.algorithm.tau == "per_token" and "likelihood" not in reward.needs:
+        raise UserError(
+            f"algorithm.tau: per_token divides a log-likelihood by the answer's length, and "
+            f"{recipe.reward} is made of none: give a number"
+        )
+    done = checkpoint.latest(resume) if resume else 0
     models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
     if resume:
-        models = {
-            p: checkpoint.policy_folder(resume, state.iteration, p, m) for p, m in models.items()
-        }
+        if done >= recipe.training.iterations:
+            raise UserError(
+                f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
+            )
+        models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
     check_prompts(recipe, models, questions)
     with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, models, console, steps)
         run = resume or RunDirectory.create(recipe)
-        run.drop_after(state.iteration)
-        if state.iteration:
+        run.drop_after(done)
+        if done:
             for policy, learner in teams.learners.items():
-                learner.submit("restore", checkpoint.folder_of(run, state.iteration) / policy)()
-            console.say(f"resumed {run.path} after iteration {state.iteration}")
-        Trainer(recipe, run, state, questions, teams, needs_answers, console).run_all()
+                learner.submit("restore", checkpoint.folder_of(run, done) / policy)()
+            console.say(f"resumed {run.path} after iteration {done}")
+        run.write_recipe(recipe)  # of a resumed run: what it has been continued with
+        Trainer(recipe, run, questions, teams, reward, console).run_from(done)
     return run
 
 
@@ -68,40 +76,37 @@ class Trainer:
         self,
         recipe: Recipe,
         run: RunDirectory,
-        state: TrainerState,
         questions: Split,
         teams: Teams,
-        needs_answers: bool,
+        reward: Reward,
         console: Console,
     ) -> None:
-        self.recipe, self.run, self.state, self.questions = recipe, run, state, questions
-        self.teams, self.needs_answers, self.console = teams, needs_answers, console
+        self.recipe, self.run, self.questions = recipe, run, questions
+        self.teams, self.reward, self.console = teams, reward, console
         self.seconds: dict[str, float] = {}
 
-    def run_all(self) -> None:
+    def run_from(self, done: int) -> None:
+        """All iterations after the first `done`, or until they stop helping."""
         probe = self.questions.evaluation[0]
         for policy in self.teams.learners:
             self.teams.check(policy, probe)  # before an hour is spent on engines that disagree
-        if self.state.iteration == 0:
+        if done == 0:
             self._evaluate(0)
         else:  # engines count from version 0, whatever they started with
-            self.teams.synchronise(self.state.iteration, probe)
-        for iteration in range(self.state.iteration + 1, self.recipe.training.iterations + 1):
+            self.teams.synchronise(done, probe)
+        for iteration in range(done + 1, self.recipe.training.iterations + 1):
+            if self._no_longer_helps():
+                break
             self.seconds = {}
             rollouts = self._sample(iteration)
             scored = self._score(iteration, rollouts)
-            weighted = self._weigh(scored)
+            weighted = self._weigh(iteration, scored)
             self.run.write_rollouts(iteration, scored, weighted)
             self._learn(iteration, scored, weighted)
             with self._timed("synchronise"):
                 gaps = self.teams.synchronise(iteration, probe)
             summary = self._evaluate(iteration)
             self._finish(iteration, summary, gaps)
-            early = self.recipe.training.early_stop
-            if early and iteration - self.state.best_iteration >= early.patience:
-                best = self.state.best_iteration
-                self.console.say(f"stopped early: no better {early.metric} since iteration {best}")
-                break
 
     def _sample(self, iteration: int) -> list[Rollout]:
         """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
@@ -109,27 +114,33 @@ class Trainer:
         seed = seed_of(self.recipe, "rollout", iteration)
         samples = self.recipe.algorithm.samples
         with self._stage(iteration, "rollout", len(examples)) as advance:
-            return self.teams.select(examples, samples, seed, False, advance)
+            return self.teams.select(examples, samples, seed, advance)
 
     def _score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """E-step: log r(z_i)."""
+        answers = None
+        if "answer" in self.reward.needs:
+            with self._stage(iteration, "answer", len(rollouts)) as advance:
+                answers = self.teams.answer_all(rollouts, advance)
         with self._stage(iteration, "reward", len(rollouts)) as advance:
-            return self.teams.score(rollouts, self.needs_answers, advance)
+            return self.teams.score(rollouts, answers, advance)
 
-    def _weigh(self, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
+    def _weigh(self, iteration: int, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
         """E-step: the weights, with p_s/q where sampling was not from p_s itself."""
-        ratios = self._log_ratios(scored)
+        ratios = self._log_ratios(iteration, scored)
         weighted = []
         for s, log_ratios in zip(scored, ratios, strict=True):
             c = coefficients(self.recipe.algorithm, s.log_rewards, s.answer_tokens, log_ratios)
             weighted.append(WeightedRollout(s.rollout, c.selector, c.generator))
         return weighted
 
-    def _log_ratios(self, scored: Sequence[ScoredRollout]) -> Sequence[list[float] | None]:
-        rollout = self.recipe.rollout
-        if rollout.temperature == 1 and rollout.top_p == 1 and rollout.top_k == 0:
+    def _log_ratios(
+        self, iteration: int, scored: Sequence[ScoredRollout]
+    ) -> Sequence[list[float] | None]:
+        if self.recipe.rollout.on_policy:
             return [None] * len(scored)
-        logps = self.teams.selector_logps([s.rollout for s in scored])
+        with self._stage(iteration, "ratios", len(scored)) as advance:
+            logps = self.teams.selector_logps([s.rollout for s in scored], advance)
         return [
             [p - z.logp for p, z in zip(row, s.rollout.selections, strict=True)]
             for row, s in zip(logps, scored, strict=True)
@@ -161,12 +172,29 @@ class Trainer:
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         with self._timed("evaluate"):
             summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
-        self.run.write_evaluation(iteration, summary, rows)
-        early, best = self.recipe.training.early_stop, self.state.best
-        value = summary[early.metric] if early else None
-        if value is not None and (best is None or value > best):
-            self.state.best, self.state.best_iteration = value, iteration
+        self.run.write_evaluation(f"iteration-{iteration:04d}", summary, rows)
+        early = self.recipe.training.early_stop
+        if early and summary[early.metric] is None:
+            raise UserError(
+                f"training.early_stop.metric: {early.metric} is not defined on these questions "
+                "(none has gold documents): stop on another"
+            )
         return summary
+
+    def _no_longer_helps(self) -> bool:
+        """Whether `training.early_stop.patience` iterations have passed without a new best."""
+        early = self.recipe.training.early_stop
+        if early is None:
+            return False
+        values = [summary[early.metric] for summary in self.run.evaluations()]
+        best = max(range(len(values)), key=values.__getitem__)
+        if len(values) - 1 - best < early.patience:
+            return False
+        self.console.say(
+            f"stopped early: no better {early.metric} since iteration {best}; evaluate and answer "
+            f"take it with --iteration {best}"
+        )
+        return True
 
     def _finish(self, iteration: int, summary: dict[str, Any], gaps: dict[str, float]) -> None:
         """Metrics of the iteration as a whole, then its checkpoint: a row that a crash leaves
@@ -180,8 +208,7 @@ class Trainer:
                 **{f"time/{stage}": seconds for stage, seconds in self.seconds.items()},
             }
         )
-        self.state.iteration = iteration
-        checkpoint.save(self.run, self.state, self.teams.learners)
+        checkpoint.save(self.run, iteration, self.teams.learners)
         self.console.progress(self.run.evaluations())
 
     @contextmanager
@@ -205,6 +232,7 @@ def _rollout_metrics(
 ) -> dict[str, float]:
     groups = [w.generator for w in weighted]
     selections = [z for s in scored for z in s.rollout.selections]
+    best = [max(s.log_rewards) for s in scored]
     return {
         "rollout/effective_sample_size": _mean([effective_sample_size(g) for g in groups]),
         "rollout/largest_weight": _mean([max(g) for g in groups]),
@@ -212,7 +240,7 @@ def _rollout_metrics(
         "rollout/malformed": _mean([z.malformed for z in selections]),
         "rollout/entropy": _mean([-z.logp for z in selections]),
         "rollout/truncated_documents": _mean([s.rollout.truncated_documents for s in scored]),
-        "reward/best": _mean([max(s.log_rewards) for s in scored]),
+        "reward/best": _mean([b for b in best if b > -math.inf] or [math.nan]),
     }
 
 

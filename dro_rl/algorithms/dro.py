@@ -4,9 +4,11 @@ E-step (eq. 8-10 of the paper, with normalised importance weights): w_i is propo
 p_g(y|x,d_zi) p_s(z_i|x) / q(z_i|x) over the m selections of one question.
 M-step: L_s = -sum_i w_i log p_s(z_i|x) and L_g = -sum_i w_i log p_g(y|x,d_zi).
 
-w_i is the reward of REINFORCE without a baseline. `baseline: uniform` subtracts 1/m from the
-selector's: E[grad log p_s] = 0, so in expectation the gradient is the same up to the
-self-normalisation, and its variance is lower; m w_i - 1 is MaxRL's advantage (arXiv 2602.02710).
+w_i is the reward of REINFORCE without a baseline. `baseline: uniform` subtracts from the selector's
+weights what they would be if all rewards were equal: 1/m on policy, where m w_i - 1 is MaxRL's
+advantage (arXiv 2602.02710). E[grad log p_s] = 0 at the parameters that sampled, so there the
+gradient is in expectation the same up to the self-normalisation, and its variance is lower; after
+the iteration's first step it is not quite.
 The generator's weights keep their sum of 1: its log-likelihood is the objective, not a score.
 """
 
@@ -62,8 +64,11 @@ def coefficients(
     """
     tau = algorithm.tau if algorithm.tau != "per_token" else max(answer_tokens, 1)
     weights = importance_weights(log_rewards, log_ratios, float(tau))
-    shift = 1 / len(weights) if algorithm.baseline == "uniform" and any(weights) else 0.0
-    return Coefficients(tuple(w - shift for w in weights), tuple(weights))
+    if algorithm.baseline == "none" or not any(weights):
+        return Coefficients(tuple(weights), tuple(weights))
+    base = importance_weights([0.0] * len(weights), log_ratios)
+    centred = tuple(w - b for w, b in zip(weights, base, strict=True))
+    return Coefficients(centred, tuple(weights))
 
 
 def effective_sample_size(weights: Sequence[float]) -> float:

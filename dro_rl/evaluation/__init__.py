@@ -18,6 +18,7 @@ __all__ = [
     "exact_match",
     "f1",
     "gold_recall",
+    "log_mean_exp",
     "normalise_answer",
     "summarise",
 ]
@@ -65,7 +66,7 @@ def summarise(
         raise UserError("no questions to evaluate on: raise data.evaluation_questions")
     for one in evaluated:
         _check(one)
-    bounds = [_log_mean_exp(one.log_likelihoods) for one in evaluated]
+    bounds = [log_mean_exp(one.log_likelihoods) for one in evaluated]
     recalls = {
         f"recall@{k}": _mean(answer_recall(one.example, one.documents, k) for one in evaluated)
         for k in (1, 3, 5)
@@ -111,10 +112,13 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def _log_mean_exp(values: Sequence[float]) -> float:
-    """Shifted by the largest, since exp underflows at -745 [nats]."""
-    largest = max(values)
-    return largest + float(np.log(np.mean(np.exp(np.asarray(values) - largest))))
+def log_mean_exp(log_likelihoods: Sequence[float]) -> float:
+    """One question's bound, log (1/m) sum_i p_g(y|x,d_zi) [nats].
+
+    Shifted by the largest, since exp underflows at -745 nats.
+    """
+    largest = max(log_likelihoods)
+    return largest + float(np.log(np.mean(np.exp(np.asarray(log_likelihoods) - largest))))
 
 
 def _effective(log_weights: Sequence[float]) -> float:

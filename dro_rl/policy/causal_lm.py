@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,24 @@ def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrain
     full = training and section.lora is None
     dtype = torch.float32 if full else _DTYPES[section.dtype]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        config = AutoConfig.from_pretrained(source)
+        if training:
+            _without_dropout(config)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(name, "model", error) from error
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).train(training)
+
+
+def _without_dropout(config: Any) -> None:
+    """Dropout would make the learner's log-probabilities differ from the engine's: the ratio of
+    the policies would not be 1 on policy."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and name.endswith(("dropout", "_pdrop")):
+            setattr(config, name, 0.0)
 
 
 def forward_dtype(section: PolicySection) -> torch.dtype:
@@ -150,7 +161,15 @@ def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
     )
     if section.gradient_checkpointing:
         model.enable_input_require_grads()
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if getattr(model.config, "tie_word_embeddings", False):
+        output = model.get_output_embeddings()
+        if hasattr(output, "lora_A"):
+            raise UserError(
+                "lora.target_modules names the output embedding, which this model ties to its "
+                "input embedding, so the two would no longer be one matrix: leave it out"
+            )
+    return adapted
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -174,6 +193,19 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             delta = deltas[owner].get_delta_weight("default")  # type: ignore[operator]
             weight = (weight.float() + delta.float()).to(weight.dtype)
         yield name.replace(".base_layer.", "."), weight
+
+
+def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Replace all weights of a model; a tied output embedding may be left out.
+
+    Raises:
+        RuntimeError: names or shapes are not this model's.
+    """
+    missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    missing = [name for name in missing if not (tied and name == "lm_head.weight")]
+    if missing or unexpected:
+        raise RuntimeError(f"weights lack {missing[:3]} and bring unknown {unexpected[:3]}")
 
 
 def save_policy(

@@ -54,9 +54,12 @@ def token_log_likelihoods(model: PreTrainedModel, completions: Sequence[Completi
     for row, c in enumerate(completions):
         joined = (*c.prompt_ids, *c.token_ids)[:-1]  # the last token is predicted, never read
         ids[row, : len(joined)] = torch.tensor(joined)
-    first = min(len(c.prompt_ids) for c in completions) - 1
-    keep_C = torch.arange(first, longest - 1, device=device)
-    logits_B_C_V = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=keep_C).logits
+    starts = [len(c.prompt_ids) - 1 for c in completions]  # where a row's first token is predicted
+    needed = {p for c, s in zip(completions, starts, strict=True) for p in _span(c, s)}
+    keep_C = torch.tensor(sorted(needed))
+    logits_B_C_V = model(
+        input_ids=ids.to(device), use_cache=False, logits_to_keep=keep_C.to(device)
+    ).logits
 
     widest = max(len(c.token_ids) for c in completions)
     positions, labels, real = (
@@ -64,8 +67,9 @@ def token_log_likelihoods(model: PreTrainedModel, completions: Sequence[Completi
         for dtype in (torch.long, torch.long, torch.bool)
     )
     for row, c in enumerate(completions):
-        n, start = len(c.token_ids), len(c.prompt_ids) - 1 - first
-        positions[row, :n] = torch.arange(start, start + n)
+        n = len(c.token_ids)
+        span = torch.tensor(_span(c, starts[row]))
+        positions[row, :n] = torch.searchsorted(keep_C, span)
         labels[row, :n] = torch.tensor(c.token_ids)
         real[row, :n] = True
     rows, columns = real.nonzero(as_tuple=True)
@@ -74,6 +78,10 @@ def token_log_likelihoods(model: PreTrainedModel, completions: Sequence[Completi
     picked_N = logits_N_V.log_softmax(-1).gather(1, labels[rows, columns, None].to(device))[:, 0]
     out = torch.zeros(len(completions), widest, device=device)
     return out.index_put((rows.to(device), columns.to(device)), picked_N)
+
+
+def _span(completion: Completion, start: int) -> range:
+    return range(start, start + len(completion.token_ids))
 
 
 def _mask_disallowed(logits_N_V: Tensor, completions: Sequence[Completion]) -> Tensor:

@@ -6,7 +6,7 @@ such a tensor travels as the int16 view of its bits, under its name and a mark.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 _BFLOAT16 = ":bf16"
 
 
-def pack(state_dict: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def pack(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, np.ndarray]:
     """Named tensors on any device to named arrays of the same shapes and bits.
 
-    Arrays may share memory with CPU tensors: pack, send, then train on.
+    One tensor at a time, so that a generator of them needs no second model's room. Arrays may
+    share memory with CPU tensors: pack, send, then train on.
     """
     packed: dict[str, np.ndarray] = {}
-    for name, tensor in state_dict.items():
+    for name, tensor in tensors:
         tensor = tensor.detach().cpu().contiguous()
         if tensor.dtype == torch.bfloat16:
             packed[name + _BFLOAT16] = tensor.view(torch.int16).numpy()

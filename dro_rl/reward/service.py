@@ -35,7 +35,6 @@ class RewardService:
         self.reward = load_reward(recipe.reward)
         self.writer = causal_lm.prompt_writer(recipe.generator, model)
         self.model = causal_lm.load_model(recipe.generator, model, training=False)
-        self.version = 0
 
     def ready(self) -> dict[str, str]:
         """The reward's name, for the start-up table."""
@@ -91,17 +90,12 @@ class RewardService:
         return result
 
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Take the generator's new weights.
+        """Take the generator's new weights; what is scored carries no version of its own.
 
         Raises:
             RuntimeError: names or shapes are not this model's.
         """
-        missing, unexpected = self.model.load_state_dict(unpack(weights), strict=False)
-        tied = bool(getattr(self.model.config, "tie_word_embeddings", False))
-        missing = [name for name in missing if not (tied and name == "lm_head.weight")]
-        if missing or unexpected:
-            raise RuntimeError(f"weights lack {missing[:3]} and bring unknown {unexpected[:3]}")
-        self.version = version
+        causal_lm.load_weights(self.model, unpack(weights))
 
     def probe(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
         """log p of each token of a fixed completion [nats]: must equal the learner's."""

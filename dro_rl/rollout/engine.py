@@ -45,6 +45,7 @@ class Engine(Protocol):
         samples: int,
         seed: int,
         greedy: bool = False,
+        on_policy: bool = False,
         grammars: Sequence[SelectionGrammar] | None = None,
     ) -> list[list[Sample]]:
         """`samples` completions of each prompt.
@@ -52,6 +53,7 @@ class Engine(Protocol):
         The same call with the same weights gives the same samples, whatever came before it.
 
         Args:
+            on_policy: at temperature 1 without truncation, whatever the recipe samples at.
             grammars: one a prompt, to sample among the tokens that each allows; None for free.
         """
         ...

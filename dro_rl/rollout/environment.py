@@ -15,7 +15,7 @@ def engine_environment(rollout: RolloutSection, threads: int) -> dict[str, str]:
 
     Ask where the engine will run, since a cluster's head may lack the GPU that its workers have;
     RolloutWorker does so by itself. Imports no torch: a GPU is there if NVIDIA's device files are
-    and CUDA_VISIBLE_DEVICES does not hide them. (Ray hides them from actors without GPUs.)
+    and CUDA_VISIBLE_DEVICES does not hide them.
 
     The engine runs inside the process that asks for it (no multiprocessing), so that weights
     are handed over without a copy and the process's seed decides the samples.
@@ -30,6 +30,9 @@ def engine_environment(rollout: RolloutSection, threads: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        # The second model runner, vLLM's default on a GPU, takes other logits processors and does
+        # not draw from torch's generator, on which repeatable rollouts rest.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
     }
     if not has_gpu():
         # Without the first vLLM asks for nearly all memory; without the second it needs g++.

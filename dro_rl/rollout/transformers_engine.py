@@ -49,6 +49,7 @@ class TransformersEngine:
         samples: int,
         seed: int,
         greedy: bool = False,
+        on_policy: bool = False,
         grammars: Sequence[SelectionGrammar] | None = None,
     ) -> list[list[Sample]]:
         """See Engine.generate. Prompts of like length share a batch."""
@@ -60,7 +61,11 @@ class TransformersEngine:
             batch = order[start : start + size]
             chosen = [grammars[i] for i in batch for _ in range(samples)] if grammars else None
             flat = self._sample_batch(
-                [prompts[i] for i in batch], samples, chosen, None if greedy else generator
+                [prompts[i] for i in batch],
+                samples,
+                chosen,
+                None if greedy else generator,
+                on_policy,
             )
             for row, i in enumerate(batch):
                 groups[i] = flat[row * samples : (row + 1) * samples]
@@ -75,16 +80,8 @@ class TransformersEngine:
         return logps_T_V.gather(1, tokens[0, len(prompt_ids) :, None])[:, 0].tolist()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """See Engine.load_weights.
-
-        Raises:
-            RuntimeError: names or shapes are not this model's.
-        """
-        tied = bool(getattr(self._model.config, "tie_word_embeddings", False))
-        missing, unexpected = self._model.load_state_dict(dict(weights), strict=False)
-        missing = [name for name in missing if not (tied and name == "lm_head.weight")]
-        if missing or unexpected:
-            raise RuntimeError(f"weights lack {missing[:3]} and bring unknown {unexpected[:3]}")
+        """See Engine.load_weights."""
+        causal_lm.load_weights(self._model, weights)
 
     def _sample_batch(
         self,
@@ -92,6 +89,7 @@ class TransformersEngine:
         samples: int,
         grammars: Sequence[SelectionGrammar] | None,
         generator: torch.Generator | None,
+        on_policy: bool,
     ) -> list[Sample]:
         """`samples` completions of each prompt, in a row; greedy without a generator."""
         tokens_P_T, mask = self._left_padded(prompts)
@@ -102,8 +100,9 @@ class TransformersEngine:
         token_ids: list[list[int]] = [[] for _ in range(len(logits))]
         logps: list[list[float]] = [[] for _ in range(len(logits))]
         live = [True] * len(logits)
+        plain = on_policy or generator is None
         for left in reversed(range(self._section.max_new_tokens)):
-            logps_B_V = self._distribution(logits, grammars, token_ids, live, generator is None)
+            logps_B_V = self._distribution(logits, grammars, token_ids, live, plain)
             chosen_B = _draw(logps_B_V, generator)
             logp_B = logps_B_V.gather(1, chosen_B[:, None])[:, 0]
             drawn = zip(chosen_B.tolist(), logp_B.tolist(), strict=True)
@@ -144,16 +143,17 @@ class TransformersEngine:
         grammars: Sequence[SelectionGrammar] | None,
         token_ids: Sequence[Sequence[int]],
         live: Sequence[bool],
-        greedy: bool,
+        plain: bool,
     ) -> Tensor:
-        """log-probabilities that the next token is drawn from: (B, V)."""
+        """log-probabilities that the next token is drawn from: (B, V). `plain`: the model's own,
+        but for the grammar."""
         if grammars:
             keep = torch.zeros_like(logits_B_V, dtype=torch.bool)
             for row, grammar in enumerate(grammars):
                 allowed = grammar.allowed(token_ids[row]) if live[row] else [self._eos]
                 keep[row, allowed] = True
             logits_B_V = logits_B_V.masked_fill(~keep, _NEVER)
-        if greedy:
+        if plain:
             return logits_B_V.log_softmax(-1)
         rollout = self._rollout
         logits_B_V = logits_B_V / rollout.temperature

@@ -6,6 +6,7 @@ CPU `torch.set_num_threads` becomes a no-op, and sampling seeds torch's global g
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -49,6 +50,7 @@ class VllmEngine:
     ) -> None:
         self._section, self._rollout = section, rollout
         on_cpu = current_platform.is_cpu()
+        _mend_llvmlite()
         with quiet():
             self._llm = LLM(
                 model_dir,
@@ -75,6 +77,7 @@ class VllmEngine:
         samples: int,
         seed: int,
         greedy: bool = False,
+        on_policy: bool = False,
         grammars: Sequence[SelectionGrammar] | None = None,
     ) -> list[list[Sample]]:
         """See Engine.generate.
@@ -83,7 +86,7 @@ class VllmEngine:
         which random number each one draws.
         """
         parameters = [
-            self._parameters(samples, greedy, grammars[i] if grammars else None)
+            self._parameters(samples, greedy, on_policy, grammars[i] if grammars else None)
             for i in range(len(prompts))
         ]
         self._reset_prefix_cache()
@@ -134,14 +137,14 @@ class VllmEngine:
             raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
 
     def _parameters(
-        self, samples: int, greedy: bool, grammar: SelectionGrammar | None
+        self, samples: int, greedy: bool, on_policy: bool, grammar: SelectionGrammar | None
     ) -> SamplingParams:
-        rollout = self._rollout
+        rollout, plain = self._rollout, greedy or on_policy
         return SamplingParams(
             n=samples,
-            temperature=0.0 if greedy else rollout.temperature,
-            top_p=1.0 if greedy else rollout.top_p,
-            top_k=0 if greedy else rollout.top_k,
+            temperature=0.0 if greedy else 1.0 if on_policy else rollout.temperature,
+            top_p=1.0 if plain else rollout.top_p,
+            top_k=0 if plain else rollout.top_k,
             max_tokens=self._section.max_new_tokens,
             logprobs=0,
             detokenize=False,
@@ -160,3 +163,20 @@ def _input_embedding(names: Iterable[str]) -> str:
         if name.endswith(("embed_tokens.weight", "wte.weight")):
             return name
     raise RuntimeError("the output embedding is tied, but no input embedding is among the weights")
+
+
+def _mend_llvmlite() -> None:
+    """Without a GPU, vLLM reads the `__dict__` of all that any loaded module holds. llvmlite, which
+    BM25's numba loads in local mode, holds an object that answers every name with a function."""
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None or getattr(type(ffi.lib), "mended", False):
+        return
+    answer = type(ffi.lib).__getattr__
+
+    def without_dict(self: object, name: str) -> object:
+        if name == "__dict__":
+            raise AttributeError(name)
+        return answer(self, name)
+
+    type(ffi.lib).__getattr__ = without_dict
+    type(ffi.lib).mended = True

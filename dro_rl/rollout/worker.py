@@ -67,9 +67,16 @@ class RolloutWorker:
         }
 
     def select(
-        self, examples: Sequence[Example], samples: int, seed: int, greedy: bool = False
+        self,
+        examples: Sequence[Example],
+        samples: int,
+        seed: int,
+        greedy: bool = False,
+        on_policy: bool = False,
     ) -> list[Rollout]:
         """A group of `samples` selections of each example.
+
+        Sampled as the recipe says, or, `on_policy`, from the selector itself (temperature 1).
 
         The same call with the same weights gives the same rollouts.
 
@@ -85,6 +92,7 @@ class RolloutWorker:
             samples=samples,
             seed=seed,
             greedy=greedy,
+            on_policy=on_policy,
             grammars=[self._grammar(len(e.candidates)) for e in examples] if distinct else None,
         )
         return [

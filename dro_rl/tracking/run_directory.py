@@ -91,13 +91,17 @@ class RunDirectory:
     # --- evaluations ----------------------------------------------------------------------------
 
     def write_evaluation(
-        self, iteration: int, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """The summary as one flat JSON object, and a JSON line a question beside it."""
-        base = self.path / "evaluation" / f"iteration-{iteration:04d}"
+        self, name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    ) -> Path:
+        """The summary as one flat JSON object, and a JSON line a question beside it.
+
+        `name` is iteration-NNNN for the run's own history. Returns the summary's path.
+        """
+        folder = self.path / "evaluation"
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(base.with_suffix(".jsonl"), lines)
-        write_text(base.with_suffix(".json"), json.dumps(_plain(summary), indent=1) + "\n")
+        write_text(folder / f"{name}.jsonl", lines)
+        write_text(folder / f"{name}.json", json.dumps(_plain(summary), indent=1) + "\n")
+        return folder / f"{name}.json"
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Summaries by iteration, the warm start first."""

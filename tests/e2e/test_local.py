@@ -361,6 +361,9 @@ def test_any_of_several_answers_counts(tmp_path):
 
 # --- learning -------------------------------------------------------------------------------------
 
+# Measured over seeds 0, 1, 2: the bound rises by 2.34, 2.93, 2.36 nats (selector alone: 1.95, 2.73,
+# 2.23) where its standard error is 0.30, 0.31, 0.26; gold recall by 0.057, 0.140, 0.143 (0.072,
+# 0.123, 0.133). Two iterations are too few for recall (0.005 to 0.022).
 LEARNING = (
     "training.iterations=3",
     "training.questions_per_iteration=128",

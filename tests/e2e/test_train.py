@@ -264,17 +264,13 @@ def test_resume_continues_at_the_next_iteration(copy):
 
 
 def test_evaluate_reproduces_the_last_evaluation(copy):
-    """In one process, without Ray. Everything but the seconds is equal: the seed decides the
-    samples, the checkpoint holds the engines' float32 weights. What is sampled from 8 selections
-    a question may still differ by float32 rounding of the likelihoods."""
+    """In one process, without Ray. Every figure but the seconds is equal, sampled ones too: the
+    seed decides the samples, and the checkpoint holds the engines' float32 weights."""
     before = evaluation(copy, 2)
     (copy / "evaluation" / "iteration-0002.json").unlink()
     result = dro_rl("evaluate", copy, "cluster.mode=local", timeout=560).succeeded()
     again = evaluation(copy, 2)
-    greedy = "iteration questions em f1 recall@1 recall@3 recall@5 gold_recall malformed".split()
-    assert {k: again[k] for k in greedy} == {k: before[k] for k in greedy}
-    for key in "bound bound_se effective_sample_size selector_entropy".split():
-        assert again[key] == pytest.approx(before[key], abs=1e-4), key
+    assert again | {"seconds": 0} == before | {"seconds": 0}
     assert f"{100 * before['em']:.1f}" in result.out
 
 

@@ -173,12 +173,12 @@ def test_score_is_the_models_up_to_a_full_context(host, models, name):
 def test_new_weights_replace_the_old_and_their_cache(host, models, name, tmp_path):
     host(name, "generate", PROMPTS, samples=2, seed=1)  # fills the prefix cache
     new = make_llama(tmp_path, tokenizer=TOKENIZER, seed=9, tied=name == "tied")
-    weights = pack(new.state_dict())
+    weights = pack(new.state_dict().items())
     if name == "tied":  # as checkpoints are, and the learner's weights
         weights.pop("lm_head.weight")
     host(name, "load_weights", weights)
     assert_logps(new, host(name, "generate", PROMPTS, samples=4, seed=1))
-    host(name, "load_weights", pack(models[name].state_dict()))
+    host(name, "load_weights", pack(models[name].state_dict().items()))
     assert_logps(models[name], host(name, "generate", PROMPTS, samples=2, seed=1))
 
 

@@ -92,7 +92,7 @@ def place(tmp_path, model, monkeypatch) -> Place:
         "model": str(place.folder / "model"),
         "dtype": "float32",
         "max_length": 256,
-        "max_new_tokens": 6,
+        "max_new_tokens": 16,
         "learning_rate": 1e-3,
     }
     settings = {
@@ -379,16 +379,6 @@ def test_a_resumed_run_stays_the_same_experiment(place, command, words, told):
     assert place.files() == before
 
 
-def test_a_checkpoint_that_cannot_be_read(place, command):
-    place.start_run()
-    checkpoint = place.run / "checkpoints" / "iteration-0001"
-    checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text("{")
-    before = place.files()
-    refused(command("train", "--resume", str(place.run)), "trainer_state.json: cannot be read")
-    assert place.files() == before
-
-
 def test_a_checkpoint_that_is_not_there(place, command):
     place.start_run()
     for words in (("evaluate", str(place.run)), ("answer", str(place.run), "Who?")):
@@ -440,3 +430,14 @@ def test_a_reward_that_raises_keeps_its_traceback(place, command):
     )
     with pytest.raises(LookupError, match="of the user"):
         command("train", place.recipe, f"reward={path}")
+
+
+def test_an_answer_longer_than_the_generator_may_write(place, command):
+    place.write_questions([*QUESTIONS[:5], question(5, answers=["Mila Brandt " * 20])])
+    told = ("example", "answer 'Mila Brandt", "generator.max_new_tokens")
+    refused(command("train", place.recipe), *told)
+    assert not place.run.exists()
+
+
+def test_a_selection_longer_than_the_selector_may_write(place, command):
+    refused(command("train", place.recipe, "selector.max_new_tokens=3"), "selector.max_new_tokens")

@@ -145,3 +145,10 @@ def test_effective_sample_size():
     assert effective_sample_size([0.25] * 4) == pytest.approx(4)
     assert effective_sample_size([1.0, 0, 0]) == 1
     assert effective_sample_size([0.0, 0.0]) == 0
+
+
+def test_uniform_baseline_leaves_no_drift_off_policy():
+    """Equal rewards: whatever was sampled how often, the centred coefficients are all 0."""
+    got = coefficients(DroAlgorithm(baseline="uniform"), [-3.0] * 3, 0, [0.7, -1.1, 0.2])
+    assert got.selector == pytest.approx((0, 0, 0))
+    assert sum(got.generator) == pytest.approx(1)

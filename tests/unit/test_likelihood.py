@@ -62,3 +62,16 @@ def test_alternative_answers_add_up(model):
     got = target_log_likelihoods(model, [Target((one, two)), Target((one,))])
     parts = torch.stack([plain(model, one).sum(), plain(model, two).sum()])
     torch.testing.assert_close(got, torch.stack([parts.logsumexp(0), parts[0]]), atol=1e-5, rtol=0)
+
+
+def test_logits_are_made_where_a_row_needs_them_alone(model, monkeypatch):
+    kept = []
+    forward = model.forward
+
+    def spy(**inputs):
+        kept.append(len(inputs["logits_to_keep"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    token_log_likelihoods(model, [Completion((1, 5), (6, 2)), Completion((1,) * 30, (6, 2))])
+    assert kept == [4]

@@ -294,7 +294,7 @@ def test_weights_travel_bit_for_bit():
         "strided": torch.randn(4, 3).T,
         "special": torch.tensor([float("inf"), float("nan"), -0.0]).bfloat16(),
     }
-    packed = pack(weights)
+    packed = pack(weights.items())
     assert all(isinstance(x, np.ndarray) for x in packed.values())
     back = unpack(packed)
     assert set(back) == set(weights)
@@ -306,7 +306,7 @@ def test_weights_travel_bit_for_bit():
 
 def test_unpacked_weights_own_their_memory():
     weight = torch.ones(3)
-    packed = pack({"w": weight})
+    packed = pack([("w", weight)])
     for array in packed.values():
         array.flags.writeable = False  # as Ray's are
     back = unpack(packed)["w"]
@@ -316,4 +316,4 @@ def test_unpacked_weights_own_their_memory():
 
 
 def test_packing_a_learners_weights_needs_no_gradient():
-    assert pack({"w": torch.ones(2, requires_grad=True)})["w"].tolist() == [1, 1]
+    assert pack([("w", torch.ones(2, requires_grad=True))])["w"].tolist() == [1, 1]

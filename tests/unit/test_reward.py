@@ -316,14 +316,13 @@ def test_the_micro_batch_changes_no_score(folder):
         assert a.log_rewards == pytest.approx(b.log_rewards, abs=1e-5)
 
 
-def test_new_weights_change_the_scores_and_the_version(folder):
+def test_new_weights_change_the_scores(folder):
     service = make_service(folder)
     before = service.score(rollouts(service))[0].log_rewards
     other = LlamaForCausalLM.from_pretrained(service.recipe.selector.model, dtype=torch.float32)
-    service.load_weights(pack(other.state_dict()), 4)
+    service.load_weights(pack(other.state_dict().items()), 4)
     after = service.score(rollouts(service))[0].log_rewards
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) > 0.1
-    assert service.version == 4
     section = service.recipe.generator.model_copy(update={"model": service.recipe.selector.model})
     fresh = RewardService(
         service.recipe.model_copy(update={"generator": section}), service.recipe.selector.model
@@ -334,7 +333,7 @@ def test_new_weights_change_the_scores_and_the_version(folder):
 @pytest.mark.parametrize("change", ["unknown", "missing"])
 def test_weights_of_another_model_are_refused(folder, change):
     service = make_service(folder)
-    weights = pack(service.model.state_dict())
+    weights = pack(service.model.state_dict().items())
     if change == "unknown":
         weights["model.layers.9.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
     else:

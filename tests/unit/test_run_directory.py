@@ -115,13 +115,13 @@ def test_written_files_can_be_read_by_others(tmp_path):
 
 def test_evaluations_come_back_in_order_the_warm_start_first(run):
     for iteration in (10, 2, 0):
-        run.write_evaluation(iteration, {"iteration": iteration, "em": 0.5}, [])
+        run.write_evaluation(f"iteration-{iteration:04d}", {"iteration": iteration, "em": 0.5}, [])
     (run.path / "evaluation" / "other-iteration-0002.json").write_text("{}")
     assert [e["iteration"] for e in run.evaluations()] == [0, 2, 10]
 
 
 def test_an_evaluation_that_knows_no_bound_says_null(run):
-    run.write_evaluation(0, {"iteration": 0, "bound": -math.inf, "em": 0.25}, [])
+    run.write_evaluation("iteration-0000", {"iteration": 0, "bound": -math.inf, "em": 0.25}, [])
     text = (run.path / "evaluation" / "iteration-0000.json").read_text()
     assert json.loads(text) == {"iteration": 0, "bound": None, "em": 0.25}
     assert "Infinity" not in text
@@ -132,7 +132,7 @@ def test_evaluated_questions_come_back_as_they_were(run):
         {"question": "東京?\u2028second line", "answer": "a\nb\r\n\x85c"},
         {"question": "[b] {c}", "answer": ""},
     ]
-    run.write_evaluation(1, {"iteration": 1}, rows)
+    run.write_evaluation("iteration-0001", {"iteration": 1}, rows)
     assert run.evaluated_questions(1) == rows
 
 
@@ -157,7 +157,9 @@ def test_resuming_forgets_what_came_after_the_checkpoint(run):
         run.append_metrics({"iteration": iteration})
         run.append_metrics({"iteration": iteration, "step": 1})
     for iteration in (0, 1, 2, 3):
-        run.write_evaluation(iteration, {"iteration": iteration}, [{"question": "q"}])
+        run.write_evaluation(
+            f"iteration-{iteration:04d}", {"iteration": iteration}, [{"question": "q"}]
+        )
         (run.path / "rollouts" / f"iteration-{iteration:04d}.parquet").touch()
         folder = run.path / "checkpoints" / f"iteration-{iteration:04d}" / "selector"
         folder.mkdir(parents=True)

@@ -136,7 +136,7 @@ def test_new_weights_replace_the_old(tmp_path, tied):
     new = make_llama(tmp_path / "new", tokenizer=TOKENIZER, seed=9, tied=tied)
     weights = {n: w for n, w in new.state_dict().items() if not (tied and n == "lm_head.weight")}
     one = engine(tmp_path / "old")
-    one.load_weights(unpack(pack(weights)))
+    one.load_weights(unpack(pack(weights.items())))
     assert one.score(PROMPTS[0], (5, 6)) == pytest.approx(
         token_logps(new, PROMPTS[0], (5, 6)), abs=1e-4
     )
@@ -146,7 +146,7 @@ def test_new_weights_replace_the_old(tmp_path, tied):
 
 def test_bfloat16_weights_keep_their_bits():
     weights = {"a": torch.randn(3, 4).bfloat16(), "b": torch.randn(5), "c": torch.tensor(2)}
-    back = unpack(pack(weights))
+    back = unpack(pack(weights.items()))
     assert list(back) == list(weights)
     for name, tensor in weights.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
@@ -196,7 +196,9 @@ def test_the_worker_makes_rollouts(folder, recipe):
 def test_the_worker_takes_weights_with_their_version(folder, recipe, tmp_path):
     worker = RolloutWorker(recipe, "selector", str(folder))
     before = worker.select(EXAMPLES, samples=4, seed=0)
-    worker.load_weights(pack(make_llama(tmp_path, tokenizer=TOKENIZER, seed=3).state_dict()), 7)
+    worker.load_weights(
+        pack(make_llama(tmp_path, tokenizer=TOKENIZER, seed=3).state_dict().items()), 7
+    )
     after = worker.select(EXAMPLES, samples=4, seed=0)
     assert {r.version for r in after} == {7}
     assert [r.selections for r in after] != [r.selections for r in before]
@@ -208,3 +210,10 @@ def test_the_worker_answers_from_the_selected_documents_in_order(folder, recipe)
     answers = worker.answer([*EXAMPLES, EXAMPLES[0]], chosen)
     assert len(answers) == 4 and answers[0] == answers[3]
     assert answers[:1] == worker.answer(EXAMPLES[:1], chosen[:1])
+
+
+def test_on_policy_samples_ignore_the_recipes_temperature(folder):
+    hot = engine(folder, temperature=3.0, top_k=5, allow_biased_sampling=True)
+    got = hot.generate(PROMPTS, samples=4, seed=1, on_policy=True)
+    assert got == engine(folder).generate(PROMPTS, samples=4, seed=1)
+    assert got != hot.generate(PROMPTS, samples=4, seed=1)

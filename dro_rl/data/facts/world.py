@@ -9,8 +9,8 @@ person with another relation, another person with the same relation.
 
 Facts are drawn anew for every question, so a policy can memorise none: it has to read.
 
-What was given up for a 0.4M-parameter model to learn this in minutes on one core (in a sketch of
-this world, pointing at an identifier stayed at chance without it): names and values are single
+What was given up for a 0.4M-parameter model to learn this in minutes on one core (without it,
+pointing at an identifier stayed at chance): names and values are single
 words; the person stands right before the relation in title and question alike; a paraphrase is one
 other word for the relation, no more. The tokenizer drops separating punctuation.
 """
