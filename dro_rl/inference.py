@@ -35,7 +35,7 @@ def evaluate_run(
     run = RunDirectory.open(path)
     at, models = policies_of(run, recipe, iteration)
     examples = _questions(recipe, data, console)
-    with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
+    with open_cluster(recipe.cluster, process_count(recipe, learners=False)) as cluster:
         teams = start_teams(recipe, cluster, models, console, None)
         summary, rows = evaluate(teams, examples, at, console)
     console.evaluations([summary])

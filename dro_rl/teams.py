@@ -211,9 +211,10 @@ def start_teams(
     return Teams(recipe, engines, reward, learners)
 
 
-def process_count(recipe: Recipe) -> int:
+def process_count(recipe: Recipe, *, learners: bool) -> int:
     """How many processes `start_teams` makes."""
-    return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + len(recipe.algorithm.train)
+    trained = len(recipe.algorithm.train) if learners else 0
+    return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
 
 
 def _short(value: object) -> str:

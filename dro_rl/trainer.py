@@ -49,7 +49,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
             )
         models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
     check_prompts(recipe, models, questions)
-    with open_cluster(recipe.cluster, process_count(recipe)) as cluster:
+    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, models, console, steps)
         run = resume or RunDirectory.create(recipe)

@@ -79,14 +79,14 @@ def observe(folder: Path, kind: str) -> Seen:
             return ""
 
         at_start = {p: teams.check(p, probe) for p in POLICIES}
-        rollouts = teams.select(examples, 4, 0, False, lambda n: None)
+        rollouts = teams.select(examples, 4, 0, lambda n: None)
         batch = [WeightedRollout(r, (0.7, 0.1, 0.1, 0.1), (0.7, 0.1, 0.1, 0.1)) for r in rollouts]
         for learner in teams.learners.values():
             learner.submit("step", batch)()
         after_a_step = {p: complaint(p) for p in POLICIES}
         synchronised = teams.synchronise(1, probe)
 
-        drawn = teams.select(examples, 4, 1, False, lambda n: None)
+        drawn = teams.select(examples, 4, 1, lambda n: None)
         sampled_gap = max(
             abs(logp - z.logp)
             for r, logps in zip(drawn, teams.selector_logps(drawn), strict=True)

@@ -10,7 +10,7 @@ lessons is what makes it learn in minutes on one core:
 3. `read`: the prompts of `dro_rl.prompts`, with decks of 4, then 6, ... documents; several
    questions stand behind one deck, each with its completion, so that a deck is read once.
 
-Muon trains the matrices and AdamW the rest: in a sketch of this world, AdamW alone found no
+Muon trains the matrices and AdamW the rest: in trials, AdamW alone found no
 induction head in six times the time. The selector's teacher is right except that it takes a rumour
 for the truth at even odds.
 """
