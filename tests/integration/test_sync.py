@@ -89,7 +89,7 @@ def observe(folder: Path, kind: str) -> Seen:
         drawn = teams.select(examples, 4, 1, lambda n: None)
         sampled_gap = max(
             abs(logp - z.logp)
-            for r, logps in zip(drawn, teams.selector_logps(drawn), strict=True)
+            for r, logps in zip(drawn, teams.selector_logps(drawn, lambda n: None), strict=True)
             for z, logp in zip(r.selections, logps, strict=True)
         )
         corrupted_engine = {}
