@@ -249,14 +249,30 @@ def test_a_run_is_evaluated_on_questions_from_a_file(straight, tmp_path):
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in question_rows(12)))
     result = dro_rl("evaluate", run, "--data", data, "--iteration", "2").succeeded()
-    place = run / "evaluation" / "mine-iteration-0002.json"
+    place = run / "evaluation" / "mine.jsonl-iteration-0002.json"
     assert str(place) in result.out
     figures = json.loads(place.read_text())
     assert figures.keys() == evaluation(run, 2).keys()
     assert figures["questions"] == 12 and figures["iteration"] == 2
     after = files(run)
-    del after["evaluation/mine-iteration-0002.json"]
+    del after["evaluation/mine.jsonl-iteration-0002.json"]
+    assert len(after.pop("evaluation/mine.jsonl-iteration-0002.jsonl").splitlines()) == 12
     assert after == before
+
+
+def test_figures_under_other_settings_leave_the_history_alone(straight, tmp_path):
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    before = files(run)
+    result = dro_rl("evaluate", run, "evaluation.samples=2").succeeded()
+    assert "not written: these settings are not the run's own" in result.out
+    assert files(run) == before
+
+
+def test_a_finished_run_has_nothing_to_resume(straight, tmp_path):
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    before = files(run)
+    resume(run).refused("has done its 3 iterations", "training.iterations=")
+    assert files(run) == before
 
 
 def question_rows(count: int) -> list[dict[str, Any]]:

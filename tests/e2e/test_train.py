@@ -257,6 +257,10 @@ def test_resume_continues_at_the_next_iteration(copy):
     assert [r["iteration"] for r in iterations(copy)] == [1, 2, 3]
     assert [r["step"] for r in steps(copy)] == [1, 2, 3, 4, 5, 6]
     before.pop("recipe.yaml")
+    assert load_recipe(str(copy / "recipe.yaml")).training.iterations == 3
+    for policy in ("selector", "generator"):  # optimiser states of the last two are kept
+        del before[f"checkpoints/iteration-0001/{policy}.learner.pt"]
+        assert f"checkpoints/iteration-0001/{policy}.learner.pt" not in after
     assert {name: after[name] for name in before} == before
     assert (checkpoint(copy, 3) / "selector" / "model.safetensors").is_file()
     assert evaluation(copy, 3)["iteration"] == 3
