@@ -22,10 +22,10 @@ from dro_rl.data.split import (
     check_disjoint,
     check_not_empty,
     check_unique,
-    describe,
     split_files,
 )
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import describe
 from dro_rl.recipe import HotpotData
 from dro_rl.records import Document, Example
 

@@ -6,11 +6,7 @@ ignored, and so are blank lines.
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterator
-from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dro_rl.data.split import (
     Split,
@@ -18,10 +14,9 @@ from dro_rl.data.split import (
     check_disjoint,
     check_not_empty,
     check_unique,
-    describe,
     split_files,
 )
-from dro_rl.errors import UserError
+from dro_rl.jsonlines import read_lines
 from dro_rl.recipe import JsonlData
 from dro_rl.records import Document, Example
 
@@ -67,34 +62,15 @@ def read_jsonl(path: str) -> list[Example]:
         UserError: the file is missing or empty, or a line does not hold a question; names the
             file and the line.
     """
-    placed = [
-        (f"{path}, line {number}", _read_line(path, number, line))
-        for number, line in _lines(path)
-        if line.strip()
-    ]
+    rows = read_lines(path, _Question, SCHEMA, "data.path (or data.evaluation_path)")
+    placed = [(place, _example(row)) for place, row in rows]
     examples = [example for _, example in placed]
     check_not_empty(examples, path)
     check_unique(placed)
     return examples
 
 
-def _lines(path: str) -> Iterator[tuple[int, bytes]]:
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}: set data.path and data.evaluation_path to "
-            "files of JSON lines"
-        ) from error
-
-
-def _read_line(path: str, number: int, line: bytes) -> Example:
-    try:
-        row = _Question.model_validate_json(line)
-    except ValidationError as error:
-        raise UserError(f"{path}, line {number}: {describe(error)}; {SCHEMA}") from error
+def _example(row: _Question) -> Example:
     documents = tuple(Document(d.title, d.text, d.is_gold) for d in row.documents)
     return Example(row.id, row.question, tuple(row.answers), documents)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator
 
 from dro_rl.errors import UserError
 from dro_rl.recipe import HotpotData, JsonlData
@@ -98,11 +98,3 @@ def check_unique(examples: Iterable[tuple[str, Example]]) -> None:
                 "question an id of its own"
             )
         seen[example.id] = place
-
-
-def describe(error: ValidationError) -> str:
-    """The first problem of a record, as "documents.2.text: Field required"."""
-    problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from dro_rl.errors import UserError
+from dro_rl.jsonlines import read_lines
 from dro_rl.records import Document, Example
+
+SCHEMA = 'a line is {"title": "...", "text": "..."}'
 
 
 class _Passage(BaseModel):
@@ -34,30 +34,5 @@ def read_corpus(path: str) -> list[Document]:
     Raises:
         UserError: the file is missing, or a line is not a passage (named by its number).
     """
-    passages = [_read_line(path, number, line) for number, line in _lines(path) if line.strip()]
-    return list(dict.fromkeys(passages))
-
-
-def _lines(path: str) -> Iterator[tuple[int, bytes]]:
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}: set retrieval.corpus_path to a file of JSON "
-            'lines {"title": "...", "text": "..."}'
-        ) from error
-
-
-def _read_line(path: str, number: int, line: bytes) -> Document:
-    try:
-        passage = _Passage.model_validate_json(line)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(
-            f"{path}, line {number}: {key + ': ' if key else ''}{problem['msg']}; a line is "
-            '{"title": "...", "text": "..."}'
-        ) from error
-    return Document(passage.title, passage.text)
+    rows = read_lines(path, _Passage, SCHEMA, "retrieval.corpus_path")
+    return list(dict.fromkeys(Document(row.title, row.text) for _, row in rows))
