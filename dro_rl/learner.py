@@ -40,6 +40,7 @@ class StepMetrics:
     learning_rate: float
     logp: float
     logp_gap: float
+    truncated_documents: float
     tokens: int
 
 
@@ -50,6 +51,7 @@ class Totals:
     loss: float = 0.0
     logp: float = 0.0
     gap: float = 0.0
+    truncated_documents: int = 0
     terms: int = 0
     tokens: int = 0
 
@@ -59,6 +61,7 @@ class Totals:
         self.gap += sum(
             abs(p - t.logq) for p, t in zip(logps, targets, strict=True) if t.logq is not None
         )
+        self.truncated_documents += sum(t.truncated_documents for t in targets)
         self.terms += len(targets)
         self.tokens += sum(len(c) for t in targets for c in t.completions)
 
@@ -127,6 +130,7 @@ class Learner:
             learning_rate,
             totals.logp / max(totals.terms, 1),
             totals.gap / max(totals.terms, 1),
+            totals.truncated_documents / max(totals.terms, 1),
             totals.tokens,
         )
 
@@ -167,11 +171,12 @@ class Learner:
 
     def _selector_targets(self, weighted: WeightedRollout) -> list[Target]:
         total: dict[tuple[int, ...], float] = {}
-        logq = {s.token_ids: s.logp for s in weighted.rollout.selections}
-        for s, c in zip(weighted.rollout.selections, weighted.selector, strict=True):
+        rollout = weighted.rollout
+        logq = {s.token_ids: s.logp for s in rollout.selections}
+        for s, c in zip(rollout.selections, weighted.selector, strict=True):
             total[s.token_ids] = total.get(s.token_ids, 0.0) + c
         return [
-            Target((self._selection(weighted.rollout, ids),), c, logq[ids])
+            Target((self._selection(rollout, ids),), c, logq[ids], rollout.truncated_documents)
             for ids, c in total.items()
             if c != 0.0
         ]

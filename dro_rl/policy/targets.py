@@ -19,12 +19,14 @@ class Target:
     """One term of a group's loss: -coefficient * log sum_a p(completion_a).
 
     More than one completion means alternatives (several reference answers). `logq` is the
-    log-probability [nats] that a completion was sampled with, where it was sampled.
+    log-probability [nats] that a completion was sampled with, where it was sampled;
+    `truncated_documents` were cut to fit the prompt into the context.
     """
 
     completions: tuple[Completion, ...]
     coefficient: float = 1.0
     logq: float | None = None
+    truncated_documents: int = 0
 
 
 def answer_target(
@@ -39,10 +41,10 @@ def answer_target(
     `answers` is the recipe's `generator.answers`: "first" or "any".
     """
     chosen = [example.candidates[i] for i in documents]
-    prompt = writer.answer(example.question, chosen).token_ids
+    prompt = writer.answer(example.question, chosen)
     wanted = example.answers if answers == "any" else example.answers[:1]
-    completions = tuple(Completion(prompt, writer.completion(a)) for a in wanted)
-    return Target(completions, coefficient)
+    completions = tuple(Completion(prompt.token_ids, writer.completion(a)) for a in wanted)
+    return Target(completions, coefficient, truncated_documents=prompt.truncated_documents)
 
 
 def target_log_likelihoods(model: PreTrainedModel, targets: Sequence[Target]) -> Tensor:

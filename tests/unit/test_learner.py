@@ -147,3 +147,9 @@ def test_bfloat16_keeps_float32_weights_and_ships_bfloat16(folder):
     assert {p.dtype for p in learner.trainable.values()} == {torch.float32}
     assert {w.dtype for w in unpack(learner.weights()).values()} == {torch.bfloat16}
     assert learner.step(make_batch(learner)).loss > 0
+
+
+def test_documents_cut_for_the_generator_are_counted(folder):
+    learner = make_learner(folder, "generator", generator={"max_length": 27})
+    assert learner.step(make_batch(learner)).truncated_documents > 0
+    assert make_learner(folder, "generator").step(make_batch(learner)).truncated_documents == 0
