@@ -149,6 +149,29 @@ def answer(
     answer_question(run.absolute(), loaded, question, documents, iteration, Console())
 
 
+@app.command()
+def compare(
+    file: Annotated[
+        str, typer.Argument(help="A comparison's file, or the name of one that the project has.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="seeds=[...], output=..., or settings of all arms: section.key=value"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> None:
+    """Train several arms over several seeds; one table with intervals, CSV and figures."""
+    from dro_rl.compare import run_comparison
+    from dro_rl.comparison.spec import load_comparison
+    from dro_rl.tracking.console import Console
+
+    changes = _with_environment(overrides)
+    comparison = load_comparison(file, changes)
+    command = shlex.join(["dro-rl", "compare", file, *changes])
+    if not run_comparison(comparison, command, jobs, Console()):
+        raise typer.Exit(1)
+
+
 # --- helpers --------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import re
 import struct
 from pathlib import Path
 
+from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.recipe import PolicySection, Recipe
 
 _GIB = 2**30
@@ -23,7 +24,8 @@ def in_words(recipe: Recipe) -> list[str]:
         f"Each of {training.iterations} iterations takes "
         + ("all training questions" if questions == "all" else f"{questions} questions")
         + f", draws {algorithm.samples} selections of up to {recipe.selector.documents} of "
-        f"{recipe.retrieval.candidates} documents for each, and weights them by {recipe.reward}.",
+        f"{recipe.retrieval.candidates} documents for each, and weighs them with "
+        f"{algorithm.kind} by {recipe.reward}.",
         f"The M-step passes over them {_times(training.epochs)}; an optimiser step takes "
         f"{training.batch_size} questions ({training.batch_size * algorithm.samples} selections), "
         f"{training.microbatch_size} questions ({training.microbatch_size * algorithm.samples} "
@@ -62,6 +64,10 @@ def memory(recipe: Recipe) -> list[tuple[str, str, str]]:
                 held, what = weights, "process, frozen weights, adapters"
             else:
                 held, what = count * _OPTIMISER_BYTES / _GIB, "process, weights, AdamW, gradients"
+            algorithm = recipe.algorithm
+            restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
+            if name == "selector" and restrained and not section.lora:
+                held, what = held + weights, what + ", frozen reference"
             rows.append((f"1 x {name} learner", f"{_TORCH_GIB + held:.1f}", what))
     return rows
 

@@ -5,21 +5,19 @@ use the same class; what differs is which completions of which prompts they lear
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dro_rl.errors import UserError
+from dro_rl.objective import Evaluated, Objective
 from dro_rl.policy import causal_lm
-from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy.likelihood import Completion, token_log_likelihoods
-from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
+from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
 from dro_rl.prompts import write_selection
 from dro_rl.recipe import PolicyName, Recipe
@@ -32,7 +30,8 @@ class StepMetrics:
 
     `logp` is the mean log-likelihood of the targets and `logp_gap` the mean distance of it from
     the log-probability they were sampled with [nats]: rounding in an iteration's first step, then
-    how far the policy has moved from the one that sampled.
+    how far the policy has moved from the one that sampled. `clipped`, `kl` and `value_loss` are
+    averaged over questions; 0 for algorithms without.
     """
 
     loss: float
@@ -40,27 +39,36 @@ class StepMetrics:
     learning_rate: float
     logp: float
     logp_gap: float
+    clipped: float
+    kl: float
+    value_loss: float
     truncated_documents: float
     tokens: int
 
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over the loss terms of a batch; `loss` is the batch's."""
+    """Sums over the loss terms of a batch; `loss`, `clipped`, `kl` and `value_loss` are means over
+    its questions."""
 
     loss: float = 0.0
+    clipped: float = 0.0
+    kl: float = 0.0
+    value_loss: float = 0.0
     logp: float = 0.0
     gap: float = 0.0
     truncated_documents: int = 0
     terms: int = 0
     tokens: int = 0
 
-    def add(self, loss: float, logps: Sequence[float], targets: Sequence[Target]) -> None:
-        self.loss += loss
+    def add(self, evaluated: Evaluated, targets: Sequence[Target], questions: int) -> None:
+        parts, logps = evaluated.parts, evaluated.logps
+        self.loss += parts.loss.item() / questions
+        self.clipped += parts.clipped / questions
+        self.kl += parts.kl / questions
+        self.value_loss += parts.value_loss / questions
         self.logp += sum(logps)
-        self.gap += sum(
-            abs(p - t.logq) for p, t in zip(logps, targets, strict=True) if t.logq is not None
-        )
+        self.gap += sum(abs(p - sum(t.logq)) for p, t in zip(logps, targets, strict=True) if t.logq)
         self.truncated_documents += sum(t.truncated_documents for t in targets)
         self.terms += len(targets)
         self.tokens += sum(len(c) for t in targets for c in t.completions)
@@ -88,7 +96,11 @@ class Learner:
         self.model: Any = causal_lm.load_model(self.section, model, training=True)
         if self.section.lora:
             self.model = causal_lm.add_lora(self.model, self.section)
+        self.objective = Objective(recipe, policy, self.model, self.writer, model)
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if self.objective.value_head is not None:
+            head = self.objective.value_head.named_parameters(prefix="value_head")
+            self.trainable.update(head)
         self.optimizer = torch.optim.AdamW(
             self.trainable.values(),
             lr=learning_rate,
@@ -98,7 +110,6 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _schedule(recipe.training, total_steps)
         )
-        self._grammars: dict[int, SelectionGrammar] = {}
 
     def ready(self) -> dict[str, float]:
         """Parameters, for the start-up table."""
@@ -111,7 +122,7 @@ class Learner:
 
     def step(self, batch: Sequence[WeightedRollout]) -> StepMetrics:
         """One optimiser step on a batch of questions."""
-        return self.step_on([self.targets(w) for w in batch])
+        return self.step_on([self.objective.targets(w) for w in batch])
 
     def step_on(self, groups: Sequence[Sequence[Target]]) -> StepMetrics:
         """One optimiser step on groups of loss terms."""
@@ -124,14 +135,18 @@ class Learner:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
+        terms = max(totals.terms, 1)
         return StepMetrics(
-            totals.loss,
-            float(norm),
-            learning_rate,
-            totals.logp / max(totals.terms, 1),
-            totals.gap / max(totals.terms, 1),
-            totals.truncated_documents / max(totals.terms, 1),
-            totals.tokens,
+            loss=totals.loss,
+            grad_norm=float(norm),
+            learning_rate=learning_rate,
+            logp=totals.logp / terms,
+            logp_gap=totals.gap / terms,
+            clipped=totals.clipped,
+            kl=totals.kl,
+            value_loss=totals.value_loss,
+            truncated_documents=totals.truncated_documents / terms,
+            tokens=totals.tokens,
         )
 
     def backward(self, groups: Sequence[Sequence[Target]]) -> Totals:
@@ -145,78 +160,18 @@ class Learner:
         totals = Totals()
         for start in range(0, len(ordered), size):
             targets = [t for g in ordered[start : start + size] for t in g]
-            logps = self._log_likelihoods(targets)
-            weights = torch.tensor([t.coefficient for t in targets], device=logps.device)
-            loss = -(weights * logps).sum() / len(groups)
-            loss.backward()
-            totals.add(loss.item(), logps.tolist(), targets)
+            evaluated = self.objective.loss(targets)
+            (evaluated.parts.loss / len(groups)).backward()
+            totals.add(evaluated, targets, len(groups))
         return totals
-
-    def targets(self, weighted: WeightedRollout) -> list[Target]:
-        """A group's loss terms; equal ones are added up, so each is computed once."""
-        if self.policy == "selector":
-            return self._selector_targets(weighted)
-        return self._generator_targets(weighted)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
-        scores = []
-        with self._reading():
-            for r in rollouts:
-                unique = {s.token_ids: self._selection(r, s.token_ids) for s in r.selections}
-                logps = self._log_likelihoods([Target((c,)) for c in unique.values()])
-                table = dict(zip(unique, logps.tolist(), strict=True))
-                scores.append([table[s.token_ids] for s in r.selections])
-        return scores
+        return self.objective.score(rollouts)
 
-    def _selector_targets(self, weighted: WeightedRollout) -> list[Target]:
-        total: dict[tuple[int, ...], float] = {}
-        rollout = weighted.rollout
-        logq = {s.token_ids: s.logp for s in rollout.selections}
-        for s, c in zip(rollout.selections, weighted.selector, strict=True):
-            total[s.token_ids] = total.get(s.token_ids, 0.0) + c
-        return [
-            Target((self._selection(rollout, ids),), c, logq[ids], rollout.truncated_documents)
-            for ids, c in total.items()
-            if c != 0.0
-        ]
-
-    def _selection(self, rollout: Rollout, token_ids: tuple[int, ...]) -> Completion:
-        allowed = None
-        if self.recipe.rollout.decoding == "distinct":
-            allowed = self._grammar(len(rollout.example.candidates)).allowed_table(token_ids)
-        return Completion(rollout.prompt_ids, token_ids, allowed)
-
-    def _grammar(self, n: int) -> SelectionGrammar:
-        if n not in self._grammars:
-            self._grammars[n] = SelectionGrammar(self.writer, n, self.recipe.selector.documents)
-        return self._grammars[n]
-
-    def _generator_targets(self, weighted: WeightedRollout) -> list[Target]:
-        total: dict[tuple[int, ...], float] = {}
-        for s, c in zip(weighted.rollout.selections, weighted.generator, strict=True):
-            total[s.documents] = total.get(s.documents, 0.0) + c
-        answers = self.recipe.generator.answers
-        return [
-            answer_target(self.writer, weighted.rollout.example, documents, answers, c)
-            for documents, c in total.items()
-            if c != 0.0
-        ]
-
-    def _log_likelihoods(self, targets: Sequence[Target]) -> Tensor:
-        with self._autocast():
-            return target_log_likelihoods(self.model, targets)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """No gradient and no dropout."""
-        self.model.eval()
-        with torch.no_grad():
-            yield
-        self.model.train()
-
-    def _autocast(self) -> torch.autocast:
-        return causal_lm.autocast(self.section, self.model)
+    def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
+        """What PPO's value head gives before every token of every selection."""
+        return self.objective.values(rollouts)
 
     # --- weights and state ----------------------------------------------------------------------
 
@@ -235,9 +190,7 @@ class Learner:
             completion = Completion(prompt.token_ids, token_ids)
         else:
             completion = answer_target(self.writer, example, range(k), "first").completions[0]
-        with self._reading(), self._autocast():
-            logps = token_log_likelihoods(self.model, [completion])[0]
-        return completion, logps.tolist()
+        return completion, self.objective.tokens(completion)
 
     def save_policy(self, folder: Path) -> None:
         """The policy in Hugging Face format, LoRA folded in, in the recipe's dtype."""

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-Rate = Annotated[float, Field(ge=0, le=1)]
-PolicyName = Literal["selector", "generator"]
-POLICIES: tuple[PolicyName, ...] = ("selector", "generator")
-
-
-class Section(BaseModel):
-    """A part of the recipe. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, settings: Any) -> Any:
-        """Without it `iterations: true` would be read as 1."""
-        for key, value in settings.items() if isinstance(settings, dict) else ():
-            field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field and field.annotation is not bool:
-                raise ValueError(f"{key} is not a switch, and cannot be {str(value).lower()}")
-        return settings
-
+from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
+from dro_rl.sections import POLICIES, PolicyName, Rate, Section
 
 # --- data ---------------------------------------------------------------------------------------
 
@@ -195,8 +170,10 @@ class RolloutSection(Section):
         description="transformers: slow and plain, for machines that vLLM does not support",
     )
     workers: PositiveInt = Field(default=1, description="selector engines")
-    decoding: Literal["free", "distinct"] = Field(
-        default="free", description="distinct: only well-formed selections of distinct identifiers"
+    decoding: Literal["free", "distinct", "retriever"] = Field(
+        default="free",
+        description="distinct: only well-formed selections of distinct identifiers; retriever: no "
+        "selector, the K documents that the retriever scores highest",
     )
     temperature: PositiveFloat = 1.0
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -224,29 +201,6 @@ class RolloutSection(Section):
                 "top_p and top_k cut the support of the sampling distribution, so importance "
                 "weights cannot correct them: drop them, or set allow_biased_sampling: true"
             )
-        return self
-
-
-class DroAlgorithm(Section):
-    """DRO, arXiv 2505.03075."""
-
-    kind: Literal["dro"] = "dro"
-    samples: int = Field(default=8, ge=1, description="m, selections a question")
-    tau: PositiveFloat | Literal["per_token"] = Field(
-        default=1.0, description="divides log-likelihoods before weighting; per_token: |y|"
-    )
-    baseline: Literal["none", "uniform"] = Field(
-        default="none",
-        description="uniform: subtract 1/m from the selector's weights (less variance)",
-    )
-    train: list[PolicyName] = Field(default=["selector", "generator"], min_length=1)
-
-    @model_validator(mode="after")
-    def _sensible(self) -> DroAlgorithm:
-        if self.baseline == "uniform" and self.samples == 1:
-            raise ValueError("baseline: uniform with samples: 1 leaves every weight at 0")
-        if len(set(self.train)) != len(self.train):
-            raise ValueError("train names a policy twice")
         return self
 
 
@@ -330,12 +284,17 @@ class Recipe(Section):
     reward: str = Field(
         default="rewards/answer_likelihood.py", description="a file, or module:Class"
     )
-    algorithm: DroAlgorithm = DroAlgorithm()
+    algorithm: Algorithm = DroAlgorithm()
     warmup: WarmupSection = WarmupSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _dro_unless_said_otherwise(cls, settings: Any) -> Any:
+        return {"kind": "dro", **settings} if isinstance(settings, dict) else settings
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -354,19 +313,52 @@ class Recipe(Section):
             )
         if self.warmup.pretraining == "facts" and self.data.kind != "facts":
             raise ValueError("warmup.pretraining: facts belongs to data.kind: facts")
-        if self.algorithm.tau == "per_token" and self.generator.answers == "any":
+        per_token = isinstance(self.algorithm, DroAlgorithm) and self.algorithm.tau == "per_token"
+        if per_token and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
-        if not self.rollout.on_policy and "selector" not in self.algorithm.train:
-            raise ValueError(
-                "rollout.temperature, top_p and top_k are corrected by the selector learner's "
-                "log-probabilities, so selector must be in algorithm.train"
-            )
+        self._check_sampling()
         scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
         if self.training.microbatch_size > self.training.batch_size:
             raise ValueError("training.microbatch_size exceeds training.batch_size")
         return self
+
+    def _check_sampling(self) -> None:
+        algorithm, rollout = self.algorithm, self.rollout
+        if not rollout.on_policy and "selector" not in algorithm.train:
+            raise ValueError(
+                "rollout.temperature, top_p and top_k are corrected by the selector learner's "
+                "log-probabilities, so selector must be in algorithm.train"
+            )
+        if not rollout.on_policy and algorithm.kind not in ("dro", "maxrl", "reinforce"):
+            raise ValueError(
+                f"algorithm.kind: {algorithm.kind} compares the selector with the one that "
+                "sampled, not with another distribution: leave rollout.temperature at 1, without "
+                "top_p and top_k"
+            )
+        if rollout.decoding == "retriever" and "selector" in algorithm.train:
+            raise ValueError(
+                "rollout.decoding: retriever selects without the selector, which then has nothing "
+                "to learn: set algorithm.train: [generator]"
+            )
+        if isinstance(algorithm, IndependentAlgorithm):
+            if rollout.decoding != "free":
+                raise ValueError(
+                    "algorithm.kind: independent scores each document alone, so rollout.decoding "
+                    "has no say: leave it out"
+                )
+            if algorithm.samples > self.retrieval.candidates:
+                raise ValueError(
+                    f"algorithm.samples ({algorithm.samples}) exceeds retrieval.candidates "
+                    f"({self.retrieval.candidates}), and kind: independent scores each once"
+                )
+
+    @property
+    def decoding(self) -> Literal["free", "distinct", "independent", "retriever"]:
+        """How selections are made."""
+        independent = self.algorithm.kind == "independent"
+        return "independent" if independent else self.rollout.decoding
 
     def policy(self, name: PolicyName) -> PolicySection:
         """The section of a policy."""

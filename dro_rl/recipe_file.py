@@ -68,14 +68,19 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read(parent, (*seen, path.resolve())), settings)
 
 
+_OF_EVERY_KIND = {"algorithm": ("samples", "train")}
+
+
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins, section by section; a section of another kind replaces the base's whole."""
+    """`over` wins, section by section; a section of another kind replaces the base's, but for what
+    means the same in every kind."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
             other_kind = "kind" in value and value["kind"] != old.get("kind", value["kind"])
-            merged[key] = dict(value) if other_kind else _merge(old, value)
+            kept = {k: old[k] for k in _OF_EVERY_KIND.get(key, ()) if other_kind and k in old}
+            merged[key] = {**kept, **value} if other_kind else _merge(old, value)
         else:
             merged[key] = value
     return merged

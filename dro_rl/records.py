@@ -100,9 +100,25 @@ class ScoredRollout:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenTargets:
+    """What PPO asks of each token of a selection: its advantage, and for the value head the return
+    and the value that it gave when the selection was sampled. One number a token each."""
+
+    advantages: tuple[float, ...]
+    returns: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WeightedRollout:
-    """A rollout with the coefficients that the M-step gives the log-likelihoods of its group."""
+    """A rollout with what the M-step does with each selection of its group.
+
+    `selector` and `generator` are the coefficients of log p_s(z_i|x) and of log p_g(y|x,d_zi); for
+    a clipped ratio the selector's is the advantage over m. `tokens` are PPO's, which has them by
+    token; empty otherwise.
+    """
 
     rollout: Rollout
     selector: tuple[float, ...]
     generator: tuple[float, ...]
+    tokens: tuple[TokenTargets, ...] = ()

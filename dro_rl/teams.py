@@ -83,6 +83,13 @@ class Teams:
         calls = [(part,) for part in self._parts(rollouts)]
         return self._map(self.learners["selector"], "score", calls, advance)
 
+    def values(
+        self, rollouts: Sequence[Rollout], advance: Advance
+    ) -> list[tuple[tuple[float, ...], ...]]:
+        """What PPO's value head gives before every token of every selection."""
+        calls = [(part,) for part in self._parts(rollouts)]
+        return self._map(self.learners["selector"], "values", calls, advance)
+
     def answer_all(self, rollouts: Sequence[Rollout], advance: Advance) -> list[list[str]]:
         """The generator's greedy answer to each selection of each rollout; equal ones once.
 

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dro_rl import checkpoint
-from dro_rl.algorithms.dro import coefficients, effective_sample_size
+from dro_rl.algorithm_sections import DroAlgorithm, PpoAlgorithm
+from dro_rl.algorithms import Group, weigh
+from dro_rl.algorithms.dro import effective_sample_size, importance_weights
 from dro_rl.cluster import open_cluster
 from dro_rl.data import Split
 from dro_rl.errors import UserError
@@ -35,7 +37,8 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         RunDirectory.check(recipe)
     questions = load_questions(recipe, console)
     reward = load_reward(recipe.reward)
-    if recipe.algorithm.tau == "per_token" and "likelihood" not in reward.needs:
+    per_token = isinstance(recipe.algorithm, DroAlgorithm) and recipe.algorithm.tau == "per_token"
+    if per_token and "likelihood" not in reward.needs:
         raise UserError(
             f"algorithm.tau: per_token divides a log-likelihood by the answer's length, and "
             f"{recipe.reward} is made of none: give a number"
@@ -84,6 +87,7 @@ class Trainer:
         self.recipe, self.run, self.questions = recipe, run, questions
         self.teams, self.reward, self.console = teams, reward, console
         self.seconds: dict[str, float] = {}
+        self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
 
     def run_from(self, done: int) -> None:
         """All iterations after the first `done`, or until they stop helping."""
@@ -94,6 +98,7 @@ class Trainer:
             self._evaluate(0)
         else:  # engines count from version 0, whatever they started with
             self.teams.synchronise(done, probe)
+            self.running_mean = self.run.metrics_of(done).get("reward/running_mean")
         for iteration in range(done + 1, self.recipe.training.iterations + 1):
             if self._no_longer_helps():
                 break
@@ -126,23 +131,53 @@ class Trainer:
             return self.teams.score(rollouts, answers, advance)
 
     def _weigh(self, iteration: int, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
-        """E-step: the weights, with p_s/q where sampling was not from p_s itself."""
-        ratios = self._log_ratios(iteration, scored)
-        weighted = []
-        for s, log_ratios in zip(scored, ratios, strict=True):
-            c = coefficients(self.recipe.algorithm, s.log_rewards, s.answer_tokens, log_ratios)
-            weighted.append(WeightedRollout(s.rollout, c.selector, c.generator))
-        return weighted
+        """E-step: the coefficients, with p_s/q where sampling was not from p_s itself."""
+        ratios, values = self._log_ratios(iteration, scored), self._values(iteration, scored)
+        groups = [
+            Group(
+                s.rollout.example.id,
+                s.log_rewards,
+                log_ratios,
+                tuple(z.logp for z in s.rollout.selections),
+                s.answer_tokens,
+                v,
+            )
+            for s, log_ratios, v in zip(scored, ratios, values, strict=True)
+        ]
+        self._tell_unrewarded(groups)
+        weighed, self.running_mean = weigh(self.recipe.algorithm, groups, self.running_mean)
+        return [
+            WeightedRollout(s.rollout, c.selector, c.generator, c.tokens)
+            for s, c in zip(scored, weighed, strict=True)
+        ]
+
+    def _tell_unrewarded(self, groups: Sequence[Group]) -> None:
+        named = [g.example for g in groups if max(g.log_rewards) == -math.inf]
+        if named:
+            shown = ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
+            self.console.say(
+                f"  {len(named)} of {len(groups)} questions had no reward in any selection: {shown}"
+            )
+
+    def _values(
+        self, iteration: int, scored: Sequence[ScoredRollout]
+    ) -> Sequence[tuple[tuple[float, ...], ...]]:
+        if not (
+            isinstance(self.recipe.algorithm, PpoAlgorithm) and "selector" in self.teams.learners
+        ):
+            return [tuple((0.0,) * len(z.logps) for z in s.rollout.selections) for s in scored]
+        with self._stage(iteration, "values", len(scored)) as advance:
+            return self.teams.values([s.rollout for s in scored], advance)
 
     def _log_ratios(
         self, iteration: int, scored: Sequence[ScoredRollout]
-    ) -> Sequence[list[float] | None]:
+    ) -> Sequence[tuple[float, ...] | None]:
         if self.recipe.rollout.on_policy:
             return [None] * len(scored)
         with self._stage(iteration, "ratios", len(scored)) as advance:
             logps = self.teams.selector_logps([s.rollout for s in scored], advance)
         return [
-            [p - z.logp for p, z in zip(row, s.rollout.selections, strict=True)]
+            tuple(p - z.logp for p, z in zip(row, s.rollout.selections, strict=True))
             for row, s in zip(logps, scored, strict=True)
         ]
 
@@ -163,7 +198,7 @@ class Trainer:
                     {
                         "iteration": iteration,
                         "step": step,
-                        **_rollout_metrics(scored[part], weighted[part]),
+                        **self._rollout_metrics(scored[part], weighted[part]),
                         **_learner_metrics(done),
                     }
                 )
@@ -205,11 +240,38 @@ class Trainer:
                 "iteration": iteration,
                 **{f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"},
                 **{f"{policy}/engine_gap": gap for policy, gap in gaps.items()},
+                **(
+                    {"reward/running_mean": mean} if (mean := self.running_mean) is not None else {}
+                ),
                 **{f"time/{stage}": seconds for stage, seconds in self.seconds.items()},
             }
         )
         checkpoint.save(self.run, iteration, self.teams.learners)
         self.console.progress(self.run.evaluations())
+
+    def _rollout_metrics(
+        self, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
+    ) -> dict[str, float]:
+        """Of a batch. Weights are DRO's, or for another algorithm those in proportion to r."""
+        weights = [
+            w.generator
+            if isinstance(self.recipe.algorithm, DroAlgorithm)
+            else importance_weights(s.log_rewards)
+            for s, w in zip(scored, weighted, strict=True)
+        ]
+        rewarded = [w for w in weights if any(w)]
+        selections = [z for s in scored for z in s.rollout.selections]
+        best = [max(s.log_rewards) for s in scored]
+        return {
+            "rollout/effective_sample_size": _mean([effective_sample_size(w) for w in rewarded]),
+            "rollout/largest_weight": _mean([max(w) for w in rewarded]),
+            "rollout/unrewarded": 1 - len(rewarded) / len(weights),
+            "rollout/idle": _mean([not any(w.selector) for w in weighted]),
+            "rollout/malformed": _mean([z.malformed for z in selections]),
+            "rollout/entropy": _mean([-z.logp for z in selections]),
+            "rollout/truncated_documents": _mean([s.rollout.truncated_documents for s in scored]),
+            "reward/best": _mean([b for b in best if b > -math.inf]),
+        }
 
     @contextmanager
     def _stage(self, iteration: int, name: str, total: int) -> Iterator:
@@ -227,26 +289,9 @@ class Trainer:
         self.seconds[stage] = time.monotonic() - start
 
 
-def _rollout_metrics(
-    scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
-) -> dict[str, float]:
-    groups = [w.generator for w in weighted]
-    selections = [z for s in scored for z in s.rollout.selections]
-    best = [max(s.log_rewards) for s in scored]
-    return {
-        "rollout/effective_sample_size": _mean([effective_sample_size(g) for g in groups]),
-        "rollout/largest_weight": _mean([max(g) for g in groups]),
-        "rollout/unrewarded": _mean([not any(g) for g in groups]),
-        "rollout/malformed": _mean([z.malformed for z in selections]),
-        "rollout/entropy": _mean([-z.logp for z in selections]),
-        "rollout/truncated_documents": _mean([s.rollout.truncated_documents for s in scored]),
-        "reward/best": _mean([b for b in best if b > -math.inf] or [math.nan]),
-    }
-
-
 def _learner_metrics(done: Sequence[tuple[str, StepMetrics]]) -> dict[str, float]:
     return {f"{policy}/{k}": v for policy, m in done for k, v in asdict(m).items()}
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else math.nan

@@ -14,20 +14,13 @@ The generator's weights keep their sum of 1: its log-likelihood is the objective
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from dro_rl.recipe import DroAlgorithm
-
-
-@dataclass(frozen=True, slots=True)
-class Coefficients:
-    """What multiplies -log p of each selection (selector) and its answer (generator): m each."""
-
-    selector: tuple[float, ...]
-    generator: tuple[float, ...]
+from dro_rl.algorithm_sections import DroAlgorithm
+from dro_rl.algorithms.group import Coefficients, Group
 
 
 def importance_weights(
@@ -52,23 +45,42 @@ def importance_weights(
     return scores.softmax(0).tolist()
 
 
-def coefficients(
-    algorithm: DroAlgorithm,
-    log_rewards: Sequence[float],
-    answer_tokens: int,
-    log_ratios: Sequence[float] | None = None,
-) -> Coefficients:
-    """The M-step's coefficients of one group; see `importance_weights` for the arguments.
-
-    `answer_tokens` is |y|, the temperature of `tau: per_token`.
-    """
-    tau = algorithm.tau if algorithm.tau != "per_token" else max(answer_tokens, 1)
-    weights = importance_weights(log_rewards, log_ratios, float(tau))
+def coefficients(algorithm: DroAlgorithm, group: Group) -> Coefficients:
+    """The M-step's coefficients of one group."""
+    tau = max(group.answer_tokens, 1) if algorithm.tau == "per_token" else algorithm.tau
+    if algorithm.min_effective_sample_size:
+        tau = tempered(group, float(tau), algorithm.min_effective_sample_size)
+    weights = importance_weights(group.log_rewards, group.log_ratios, float(tau))
     if algorithm.baseline == "none" or not any(weights):
         return Coefficients(tuple(weights), tuple(weights))
-    base = importance_weights([0.0] * len(weights), log_ratios)
+    base = importance_weights([0.0] * len(weights), group.log_ratios)
     centred = tuple(w - b for w, b in zip(weights, base, strict=True))
     return Coefficients(centred, tuple(weights))
+
+
+def tempered(group: Group, tau: float, floor: float) -> float:
+    """The least temperature from `tau` up whose weights have an effective sample size of `floor`.
+
+    Tempering as in annealed importance sampling, Neal 2001. As tau grows, the weights of rewards
+    above 0 approach each other; where even that is less than the floor, it is the limit.
+    """
+
+    def size(temperature: float) -> float:
+        return effective_sample_size(
+            importance_weights(group.log_rewards, group.log_ratios, temperature)
+        )
+
+    finite = [v for v in group.log_rewards if v > -math.inf]
+    if not finite or size(tau) >= floor:
+        return tau
+    high = max(tau, 1.0, max(finite) - min(finite)) * 1e4
+    if size(high) < floor:
+        return high
+    low = tau
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if size(middle) >= floor else (middle, high)
+    return high
 
 
 def effective_sample_size(weights: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ the pieces not yet used form the trie that the next token walks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import pairwise, permutations
 
@@ -39,7 +40,19 @@ class SelectionGrammar:
     def __init__(self, writer: PromptWriter, n: int, k: int) -> None:
         self.style, self.n, self.k = writer.style, n, min(k, n)
         self.eos: int = writer.completion("")[-1]
+        self.excluded: tuple[int, ...] = ()
         self._first, self._further = _pieces(writer, n, self.k)
+        self._forget()
+
+    def without(self, documents: Sequence[int]) -> SelectionGrammar:
+        """The same grammar less some documents (0-based), at least one of which has to be left."""
+        rest = copy(self)
+        rest.excluded = tuple(sorted(documents))
+        rest.k = min(self.k, self.n - len(rest.excluded))
+        rest._forget()
+        return rest
+
+    def _forget(self) -> None:
         self._state = lru_cache(_CACHED_PREFIXES)(self._reach)
         self._allowed = lru_cache(_CACHED_PREFIXES)(self._follow)
 
@@ -74,7 +87,7 @@ class SelectionGrammar:
         used, begun = state
         begun = (*begun, prefix[-1])
         for i, piece in enumerate(self._further if used else self._first):
-            if piece == begun and i not in used:
+            if piece == begun and i not in used and i not in self.excluded:
                 return (*used, i), ()
         return used, begun
 
@@ -84,8 +97,9 @@ class SelectionGrammar:
             return (self.eos,)
         pieces = self._further if used else self._first
         size = len(begun)
+        gone = {*used, *self.excluded}
         allowed = {
-            piece[size] for i, piece in enumerate(pieces) if i not in used and piece[:size] == begun
+            piece[size] for i, piece in enumerate(pieces) if i not in gone and piece[:size] == begun
         }
         if used and not begun:
             allowed.add(self.eos)

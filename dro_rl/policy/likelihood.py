@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 AllowedTokens = Sequence[Sequence[int]]
@@ -48,36 +49,85 @@ def token_log_likelihoods(model: PreTrainedModel, completions: Sequence[Completi
     Returns:
         (B, T): T is the longest completion; positions after a row's end hold exactly 0.
     """
-    device = model.device
-    longest = max(map(len, completions))
-    ids = torch.zeros(len(completions), longest - 1, dtype=torch.long)
-    for row, c in enumerate(completions):
-        joined = (*c.prompt_ids, *c.token_ids)[:-1]  # the last token is predicted, never read
-        ids[row, : len(joined)] = torch.tensor(joined)
-    starts = [len(c.prompt_ids) - 1 for c in completions]  # where a row's first token is predicted
-    needed = {p for c, s in zip(completions, starts, strict=True) for p in _span(c, s)}
-    keep_C = torch.tensor(sorted(needed))
-    logits_B_C_V = model(
-        input_ids=ids.to(device), use_cache=False, logits_to_keep=keep_C.to(device)
-    ).logits
+    layout = _Layout(completions)
+    return layout.log_likelihoods(layout.logits(model))
 
-    widest = max(len(c.token_ids) for c in completions)
-    positions, labels, real = (
-        torch.zeros(len(completions), widest, dtype=dtype)
-        for dtype in (torch.long, torch.long, torch.bool)
-    )
-    for row, c in enumerate(completions):
-        n = len(c.token_ids)
-        span = torch.tensor(_span(c, starts[row]))
-        positions[row, :n] = torch.searchsorted(keep_C, span)
-        labels[row, :n] = torch.tensor(c.token_ids)
-        real[row, :n] = True
-    rows, columns = real.nonzero(as_tuple=True)
-    logits_N_V = logits_B_C_V[rows.to(device), positions[rows, columns].to(device)].float()
-    logits_N_V = _mask_disallowed(logits_N_V, completions)
-    picked_N = logits_N_V.log_softmax(-1).gather(1, labels[rows, columns, None].to(device))[:, 0]
-    out = torch.zeros(len(completions), widest, device=device)
-    return out.index_put((rows.to(device), columns.to(device)), picked_N)
+
+def token_log_likelihoods_and_values(
+    model: Any, head: nn.Linear, completions: Sequence[Completion]
+) -> tuple[Tensor, Tensor]:
+    """log p of every completion token [nats], and the value of the state before it.
+
+    The state is what the model's output embedding reads, so any causal LM has one.
+
+    Args:
+        head: from the model's hidden size to 1.
+    Returns:
+        both (B, T) float32, 0 after a row's end.
+    """
+    read: list[Tensor] = []
+    output = model.get_output_embeddings()
+    hook = output.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    try:
+        layout = _Layout(completions)
+        logits_B_C_V = layout.logits(model)
+    finally:
+        hook.remove()
+    values_B_C = head(read[0].to(head.weight.dtype))[..., 0].float()
+    return layout.log_likelihoods(logits_B_C_V), layout.scatter(layout.gather(values_B_C))
+
+
+class _Layout:
+    """Completions as right-padded rows: where each token goes in, and where its logits come out."""
+
+    def __init__(self, completions: Sequence[Completion]) -> None:
+        self.completions = completions
+        longest = max(map(len, completions))
+        self.ids = torch.zeros(len(completions), longest - 1, dtype=torch.long)
+        for row, c in enumerate(completions):
+            joined = (*c.prompt_ids, *c.token_ids)[:-1]  # the last token is predicted, never read
+            self.ids[row, : len(joined)] = torch.tensor(joined)
+        starts = [len(c.prompt_ids) - 1 for c in completions]  # where the first token is predicted
+        needed = {p for c, s in zip(completions, starts, strict=True) for p in _span(c, s)}
+        self.keep_C = torch.tensor(sorted(needed))
+        self.widest = max(len(c.token_ids) for c in completions)
+        positions, labels, real = (
+            torch.zeros(len(completions), self.widest, dtype=dtype)
+            for dtype in (torch.long, torch.long, torch.bool)
+        )
+        for row, c in enumerate(completions):
+            n = len(c.token_ids)
+            span = torch.tensor(_span(c, starts[row]))
+            positions[row, :n] = torch.searchsorted(self.keep_C, span)
+            labels[row, :n] = torch.tensor(c.token_ids)
+            real[row, :n] = True
+        self.rows, self.columns = real.nonzero(as_tuple=True)
+        self.positions_N = positions[self.rows, self.columns]
+        self.labels_N = labels[self.rows, self.columns]
+
+    def logits(self, model: Any) -> Tensor:
+        """(B, C, V), in the dtype of the forward pass."""
+        device = model.device
+        return model(
+            input_ids=self.ids.to(device), use_cache=False, logits_to_keep=self.keep_C.to(device)
+        ).logits
+
+    def log_likelihoods(self, logits_B_C_V: Tensor) -> Tensor:
+        """(B, T) of the completions' tokens."""
+        logits_N_V = _mask_disallowed(self.gather(logits_B_C_V).float(), self.completions)
+        labels_N = self.labels_N.to(logits_N_V.device)
+        return self.scatter(logits_N_V.log_softmax(-1).gather(1, labels_N[:, None])[:, 0])
+
+    def gather(self, kept: Tensor) -> Tensor:
+        """(B, C, ...) at kept positions to (N, ...) by completion token: rows, then tokens."""
+        device = kept.device
+        return kept[self.rows.to(device), self.positions_N.to(device)]
+
+    def scatter(self, values_N: Tensor) -> Tensor:
+        """(N,) to (B, T), 0 elsewhere."""
+        device = values_N.device
+        out = torch.zeros(len(self.completions), self.widest, device=device)
+        return out.index_put((self.rows.to(device), self.columns.to(device)), values_N)
 
 
 def _span(completion: Completion, start: int) -> range:

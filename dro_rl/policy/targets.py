@@ -11,22 +11,25 @@ from transformers import PreTrainedModel
 
 from dro_rl.policy.likelihood import Completion, log_likelihood
 from dro_rl.prompts import PromptWriter
-from dro_rl.records import Example
+from dro_rl.records import Example, TokenTargets
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One term of a group's loss: -coefficient * log sum_a p(completion_a).
+    """One term of a group's loss: -coefficient * log sum_a p(completion_a), or a clipped ratio.
 
-    More than one completion means alternatives (several reference answers). `logq` is the
-    log-probability [nats] that a completion was sampled with, where it was sampled;
-    `truncated_documents` were cut to fit the prompt into the context.
+    More than one completion means alternatives (several reference answers). `truncated_documents`
+    were cut to fit the prompt into the context. Where a completion was sampled, `logq` is the
+    log-probability [nats] of each token as sampled, `share` how often it was drawn over m, and
+    `tokens` PPO's targets.
     """
 
     completions: tuple[Completion, ...]
     coefficient: float = 1.0
-    logq: float | None = None
     truncated_documents: int = 0
+    logq: tuple[float, ...] = ()
+    share: float = 0.0
+    tokens: TokenTargets | None = None
 
 
 def answer_target(

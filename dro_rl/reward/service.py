@@ -134,7 +134,8 @@ def checked_log_rewards(reward: Reward, outcomes: Sequence[Outcome]) -> list[flo
     """What a reward returns for the outcomes of one example, as log-rewards [nats].
 
     Raises:
-        UserError: wrong length, not a real number, not finite, or negative on a linear scale.
+        UserError: wrong length, not a real number, not finite (but -inf, log 0, on a log scale), or
+            negative on a linear scale.
     """
     name, example = type(reward).__name__, outcomes[0].example.id
     values = reward.score(outcomes)
@@ -145,6 +146,8 @@ def checked_log_rewards(reward: Reward, outcomes: Sequence[Outcome]) -> list[flo
             f"numbers, one an outcome, and returned {got}"
         )
     for value in values:
+        if reward.scale == "log" and value == -math.inf:
+            continue  # a reward of 0
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise UserError(
                 f"reward {name}, example {example}: score() returned {value!r}, "

@@ -23,7 +23,7 @@ _KEY = "dro_rl_distinct"
 
 def distinct_arguments(grammar: SelectionGrammar) -> dict[str, Any]:
     """The `extra_args` of a request that is to follow `grammar`."""
-    return {_KEY: [grammar.style, grammar.n, grammar.k]}
+    return {_KEY: [grammar.style, grammar.n, grammar.k, list(grammar.excluded)]}
 
 
 class DistinctProcessor(LogitsProcessor):
@@ -82,8 +82,11 @@ class DistinctProcessor(LogitsProcessor):
         wanted = (parameters.extra_args or {}).get(_KEY)
         if wanted is None:
             return None
-        style, n, k = key = tuple(wanted)
-        if key not in self._grammars:
+        style, n, k, excluded = wanted
+        whole, key = (style, n, k), (style, n, k, *excluded)
+        if whole not in self._grammars:
             writer = PromptWriter(load_tokenizer(self._tokenizer_name), style, max_tokens=0)
-            self._grammars[key] = SelectionGrammar(writer, n, k)
+            self._grammars[whole] = SelectionGrammar(writer, n, k)
+        if key not in self._grammars:
+            self._grammars[key] = self._grammars[whole].without(excluded)
         return self._grammars[key]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dro_rl.prompts import read_selection
+from dro_rl.prompts import Prompt, read_selection, write_selection
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, Selection
 from dro_rl.rollout.engine import Sample
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from dro_rl.policy.distinct import SelectionGrammar
     from dro_rl.rollout.engine import Engine
+    from dro_rl.rollout.independent import IndependentRanker
 
 
 class RolloutWorker:
@@ -86,7 +87,36 @@ class RolloutWorker:
         """
         k = self._recipe.selector.documents
         prompts = [self._writer.select(e.question, e.candidates, k) for e in examples]
-        distinct = self._recipe.rollout.decoding == "distinct"
+        groups = self._selections(examples, prompts, samples, seed, greedy, on_policy)
+        return [
+            Rollout(
+                example=example,
+                prompt_ids=prompt.token_ids,
+                selections=group,
+                version=self._version,
+                truncated_documents=prompt.truncated_documents,
+            )
+            for example, prompt, group in zip(examples, prompts, groups, strict=True)
+        ]
+
+    def _selections(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[Prompt],
+        samples: int,
+        seed: int,
+        greedy: bool,
+        on_policy: bool,
+    ) -> Sequence[tuple[Selection, ...]]:
+        k, decoding = self._recipe.selector.documents, self._recipe.decoding
+        if decoding == "retriever":
+            return [(self._by_score(e, k),) * samples for e in examples]
+        if decoding == "independent":
+            ranker = self._independent()
+            if greedy or on_policy:  # for evaluation: selections of K documents
+                return ranker.draw(examples, prompts, k, samples, seed, greedy=greedy)
+            return ranker.single(examples, prompts, samples)
+        distinct = decoding == "distinct"
         groups = self._engine.generate(
             [p.token_ids for p in prompts],
             samples=samples,
@@ -96,15 +126,21 @@ class RolloutWorker:
             grammars=[self._grammar(len(e.candidates)) for e in examples] if distinct else None,
         )
         return [
-            Rollout(
-                example=example,
-                prompt_ids=prompt.token_ids,
-                selections=tuple(self._selection(s, len(example.candidates)) for s in group),
-                version=self._version,
-                truncated_documents=prompt.truncated_documents,
-            )
-            for example, prompt, group in zip(examples, prompts, groups, strict=True)
+            tuple(self._selection(s, len(example.candidates)) for s in group)
+            for example, group in zip(examples, groups, strict=True)
         ]
+
+    def _by_score(self, example: Example, k: int) -> Selection:
+        """The retriever's K best; a deterministic choice has probability 1."""
+        order = sorted(range(len(example.candidates)), key=lambda i: -example.scores[i])[:k]
+        text = write_selection(order)
+        token_ids = self._writer.completion(text)
+        return Selection(text, token_ids, (0.0,) * len(token_ids), tuple(order), False)
+
+    def _independent(self) -> IndependentRanker:
+        from dro_rl.rollout.independent import IndependentRanker
+
+        return IndependentRanker(self._engine, self._writer)
 
     def answer(
         self, examples: Sequence[Example], selections: Sequence[tuple[int, ...]]

@@ -123,6 +123,13 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
+    def metrics_of(self, iteration: int) -> dict[str, Any]:
+        """The row of an iteration as a whole; empty where it has none."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = [row for row in map(json.loads, lines) if row["iteration"] == iteration]
+        return next((row for row in rows if "step" not in row), {})
+
     def drop_after(self, iteration: int) -> None:
         """Forget what an interrupted iteration left behind, so that no row is there twice."""
         metrics = self.path / "metrics.jsonl"

@@ -1,0 +1,117 @@
+"""The figures of a comparison as tables of text: over seeds by arm, and paired with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dro_rl.comparison.fairness import PLACE, covered, differing, flatten
+from dro_rl.comparison.runs import Result
+from dro_rl.comparison.spec import Comparison
+from dro_rl.evaluation.significance import paired_bootstrap, t_half_width
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure and how it is shown: in rates (percent) or as it is."""
+
+    key: str
+    heading: str
+    digits: int
+    factor: float = 1
+
+    def text(self, value: float, sign: str = "") -> str:
+        return f"{value * self.factor:{sign},.{self.digits}f}"
+
+
+METRICS = (
+    Metric("em", "EM", 1, 100),
+    Metric("f1", "F1", 1, 100),
+    Metric("gold_recall", "gold", 1, 100),
+    Metric("bound", "bound", 3),
+    Metric("malformed", "malf.", 1, 100),
+    Metric("effective_sample_size", "ESS", 2),
+    Metric("train_seconds", "seconds", 0),
+    Metric("selections_drawn", "selections", 0),
+)
+PAIRED = tuple(m for m in METRICS if m.key in ("em", "f1", "bound"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text; the first column is words."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        lines = [self.headings, ("---", *("---:",) * (len(self.headings) - 1)), *self.rows]
+        return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def arms_table(comparison: Comparison, results: Sequence[Result]) -> Table:
+    """A row an arm: the last evaluation as mean over seeds, with 95 % interval half-widths."""
+    rows = []
+    for arm in comparison.arms:
+        finals = [r.final for r in results if r.arm == arm.name]
+        if finals:
+            cells = [_with_interval(m, [f.get(m.key) for f in finals]) for m in METRICS]
+            rows.append((arm.name, str(len(finals)), *cells))
+    return Table(("arm", "seeds", *(m.heading for m in METRICS)), tuple(rows))
+
+
+def _with_interval(metric: Metric, values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return "-"  # not defined on these questions
+    mean, half = float(np.mean(known)), t_half_width(known)
+    # A budget is the same in every seed, and needs no ± 0.
+    if half is None or (len(set(known)) == 1 and metric.key == "selections_drawn"):
+        return metric.text(mean)
+    return f"{metric.text(mean)} ± {metric.text(half)}"
+
+
+def paired_table(comparison: Comparison, results: Sequence[Result]) -> Table:
+    """A row an arm but the first: differences to it, `*` where the interval excludes 0."""
+    first, *others = (arm.name for arm in comparison.arms)
+    by_run = {(r.arm, r.seed): r for r in results}
+    rows = []
+    for other in others:
+        seeds = [s for s in comparison.seeds if {(first, s), (other, s)} <= by_run.keys()]
+        if seeds:
+            pairs = [(by_run[first, s], by_run[other, s]) for s in seeds]
+            cells = [_difference(m, pairs) for m in PAIRED]
+            rows.append((f"{other} - {first}", str(len(seeds)), *cells))
+    return Table(("arms", "seeds", *(m.heading for m in PAIRED)), tuple(rows))
+
+
+def _difference(metric: Metric, pairs: Sequence[tuple[Result, Result]]) -> str:
+    d = paired_bootstrap([(a.scores(metric.key), b.scores(metric.key)) for a, b in pairs])
+    mean, low, high = (metric.text(value, "+") for value in (d.mean, d.low, d.high))
+    interval = f"{mean} [{low}, {high}]"
+    return f"{interval} *" if d.excludes_zero else interval
+
+
+def settings_table(comparison: Comparison) -> Table:
+    """A row a setting that is not the same in all arms."""
+    keys = [
+        key
+        for key in differing([arm.recipe.resolved() for arm in comparison.arms])
+        if not covered(key, PLACE)
+    ]
+    shown = [flatten(arm.shown) for arm in comparison.arms]
+    rows = tuple((key, *(_value(flat.get(key)) for flat in shown)) for key in keys)
+    return Table(("setting", *(arm.name for arm in comparison.arms)), rows)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)

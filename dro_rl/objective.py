@@ -1,0 +1,229 @@
+"""What one policy learns from a group: its loss terms, and their loss under the recipe's algorithm.
+
+The generator's is always a weighted likelihood of reference answers. The selector's is a weighted
+likelihood of selections, or a clipped ratio to the policy that sampled them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_rl.algorithm_sections import GrpoAlgorithm, PpoAlgorithm
+from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
+from dro_rl.policy import causal_lm
+from dro_rl.policy.distinct import SelectionGrammar
+from dro_rl.policy.likelihood import (
+    Completion,
+    token_log_likelihoods,
+    token_log_likelihoods_and_values,
+)
+from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
+from dro_rl.prompts import PromptWriter
+from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.records import Rollout, WeightedRollout
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The loss of a micro-batch and the log-likelihood [nats] of each of its targets."""
+
+    parts: Parts
+    logps: list[float]
+
+
+class Objective:
+    """One policy's.
+
+    Args:
+        recipe: the experiment.
+        policy: which of its policies.
+        model: the policy's, which learns.
+        writer: of its prompts.
+        initial: folder or hub name of the model that training starts from.
+    """
+
+    def __init__(
+        self, recipe: Recipe, policy: PolicyName, model: Any, writer: PromptWriter, initial: str
+    ) -> None:
+        self.recipe, self.policy, self.model, self.writer = recipe, policy, model, writer
+        self.section, self.algorithm = recipe.policy(policy), recipe.algorithm
+        selects = policy == "selector"
+        self.clips = selects and self.algorithm.clips != "no"
+        self.value_head: nn.Linear | None = None
+        if selects and isinstance(self.algorithm, PpoAlgorithm):
+            self.value_head = nn.Linear(model.get_output_embeddings().in_features, 1)
+            nn.init.zeros_(self.value_head.weight)  # the value of every state is 0 at first
+            nn.init.zeros_(self.value_head.bias)
+            self.value_head.to(model.device)
+        self._restrained = (
+            selects and isinstance(self.algorithm, GrpoAlgorithm) and self.algorithm.kl > 0
+        )
+        self._reference: Any = None
+        if self._restrained and self.section.lora is None:
+            self._reference = causal_lm.load_model(self.section, initial, training=False)
+        self._grammars: dict[int, SelectionGrammar] = {}
+
+    # --- loss terms -----------------------------------------------------------------------------
+
+    def targets(self, weighted: WeightedRollout) -> list[Target]:
+        """A group's loss terms; equal ones are added up, so each is computed once."""
+        if self.policy == "generator":
+            return self._generator_targets(weighted)
+        rollout, first = weighted.rollout, {}
+        total: defaultdict[tuple[int, ...], float] = defaultdict(float)
+        drawn = Counter(s.token_ids for s in rollout.selections)
+        for i, s in enumerate(rollout.selections):
+            first.setdefault(s.token_ids, i)
+            total[s.token_ids] += weighted.selector[i]
+        keep_all = self.value_head is not None or self._restrained
+        return [
+            Target(
+                (self.selection(rollout, ids),),
+                total[ids],
+                rollout.truncated_documents,
+                rollout.selections[i].logps,
+                drawn[ids] / len(rollout.selections),
+                weighted.tokens[i] if weighted.tokens else None,
+            )
+            for ids, i in first.items()
+            if keep_all or total[ids] != 0
+        ]
+
+    def _generator_targets(self, weighted: WeightedRollout) -> list[Target]:
+        total: dict[tuple[int, ...], float] = {}
+        for s, c in zip(weighted.rollout.selections, weighted.generator, strict=True):
+            total[s.documents] = total.get(s.documents, 0.0) + c
+        answers = self.recipe.generator.answers
+        return [
+            answer_target(self.writer, weighted.rollout.example, documents, answers, c)
+            for documents, c in total.items()
+            if c != 0.0
+        ]
+
+    def selection(self, rollout: Rollout, token_ids: tuple[int, ...]) -> Completion:
+        """A selection after its prompt, under the masks that it was sampled with."""
+        if self.recipe.decoding == "free":
+            return Completion(rollout.prompt_ids, token_ids)
+        grammar = self._grammar(len(rollout.example.candidates))
+        return Completion(rollout.prompt_ids, token_ids, grammar.allowed_table(token_ids))
+
+    def _grammar(self, n: int) -> SelectionGrammar:
+        if n not in self._grammars:
+            k = 1 if self.recipe.decoding == "independent" else self.recipe.selector.documents
+            self._grammars[n] = SelectionGrammar(self.writer, n, k)
+        return self._grammars[n]
+
+    # --- losses ---------------------------------------------------------------------------------
+
+    def loss(self, targets: Sequence[Target]) -> Evaluated:
+        """The sum of the targets' terms, with its graph."""
+        if self.clips:
+            return self._clipped(targets)
+        logps = self.log_likelihoods(targets)
+        coefficients = torch.tensor([t.coefficient for t in targets], device=logps.device)
+        return Evaluated(Parts(-(coefficients * logps).sum(), 0.0), logps.tolist())
+
+    def _clipped(self, targets: Sequence[Target]) -> Evaluated:
+        completions = [t.completions[0] for t in targets]
+        values = None
+        with self._autocast():
+            if self.value_head is not None:
+                logps, values = token_log_likelihoods_and_values(
+                    self.model, self.value_head, completions
+                )
+            else:
+                logps = token_log_likelihoods(self.model, completions)
+        reference = None
+        if self._restrained:
+            with torch.no_grad(), self._as_reference() as model, self._autocast():
+                reference = token_log_likelihoods(model, completions)
+
+        def padded(rows: Sequence[Sequence[float]]) -> Tensor:
+            out = torch.zeros(logps.shape)
+            for i, row in enumerate(rows):
+                out[i, : len(row)] = torch.tensor(row)
+            return out.to(logps.device)
+
+        # A selection's advantage is that of each of its tokens, but PPO's tokens have their own.
+        advantages = [
+            [a * t.share for a in t.tokens.advantages]
+            if t.tokens
+            else [t.coefficient] * len(t.logq)
+            for t in targets
+        ]
+        tokens = Tokens(
+            logps,
+            padded([t.logq for t in targets]),
+            padded(advantages),
+            torch.tensor([t.share for t in targets], device=logps.device),
+            padded([[1.0] * len(t.logq) for t in targets]),
+            reference,
+            values,
+            padded([t.tokens.values for t in targets if t.tokens]) if values is not None else None,
+            padded([t.tokens.returns for t in targets if t.tokens]) if values is not None else None,
+        )
+        parts = clipped_ratio_loss(self.algorithm, tokens)
+        return Evaluated(parts, logps.detach().sum(1).tolist())
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[Any]:
+        """The selector as it was when training started."""
+        disabled = nullcontext() if self._reference is not None else self.model.disable_adapter()
+        with disabled:
+            yield self._reference or self.model
+
+    def log_likelihoods(self, targets: Sequence[Target]) -> Tensor:
+        """log p of each target [nats], with its graph."""
+        with self._autocast():
+            return target_log_likelihoods(self.model, targets)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """log p of every selection under the current weights [nats]: one list a question."""
+        scores = []
+        with self.reading():
+            for r in rollouts:
+                unique = {s.token_ids: self.selection(r, s.token_ids) for s in r.selections}
+                logps = self.log_likelihoods([Target((c,)) for c in unique.values()])
+                table = dict(zip(unique, logps.tolist(), strict=True))
+                scores.append([table[s.token_ids] for s in r.selections])
+        return scores
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
+        """What the value head gives before every token of every selection, a tuple a question."""
+        assert self.value_head is not None
+        scores = []
+        with self.reading(), self._autocast():
+            for r in rollouts:
+                unique = {s.token_ids: self.selection(r, s.token_ids) for s in r.selections}
+                _, values = token_log_likelihoods_and_values(
+                    self.model, self.value_head, list(unique.values())
+                )
+                rows = zip(unique, values.tolist(), strict=True)
+                table = {ids: tuple(row[: len(ids)]) for ids, row in rows}
+                scores.append(tuple(table[s.token_ids] for s in r.selections))
+        return scores
+
+    def tokens(self, completion: Completion) -> list[float]:
+        """log p of each token of a completion [nats]."""
+        with self.reading(), self._autocast():
+            return token_log_likelihoods(self.model, [completion])[0].tolist()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """No gradient and no dropout."""
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train()
+
+    def _autocast(self) -> torch.autocast:
+        return causal_lm.autocast(self.section, self.model)
