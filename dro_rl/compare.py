@@ -37,7 +37,9 @@ def run_comparison(comparison: Comparison, command: str, jobs: int, console: Con
     with _locked(comparison.output) as lock, _ended_by_signals():
         states: dict[Run, State] = {run: run.state() for run in runs}
         finished = [read_result(run) for run, state in states.items() if state == "finished"]
-        todo = [(run, state) for run, state in states.items() if state != "finished"]
+        todo: list[tuple[Run, State]] = [
+            (run, state) for run, state in states.items() if state != "finished"
+        ]
         if finished:
             console.say(f"{len(finished)} of {len(runs)} runs had finished before")
         work = _Work(comparison, command, jobs, console, lock, todo, finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -20,6 +21,7 @@ class FactsData(Section):
     evaluation_questions: PositiveInt = 200
     documents: int = Field(default=8, ge=4, le=20, description="documents a question")
     rumours: Rate = Field(default=0.3, description="share of documents that contradict the truth")
+    echoes: Rate = Field(default=0.0, description="share of the others that repeat a fact")
 
 
 class HotpotData(Section):
@@ -209,6 +211,15 @@ class EarlyStop(Section):
     patience: PositiveInt = Field(
         default=1, description="iterations without a new best before stopping"
     )
+
+    def best(self, summaries: Sequence[Mapping[str, Any]]) -> int:
+        """The iteration of the first best of a run's evaluations so far."""
+        values = [summary[self.metric] for summary in summaries]
+        return max(range(len(values)), key=values.__getitem__)
+
+    def stops(self, summaries: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a run ends after these evaluations."""
+        return len(summaries) - 1 - self.best(summaries) >= self.patience
 
 
 class TrainingSection(Section):

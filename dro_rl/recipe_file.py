@@ -27,9 +27,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: missing or malformed file, unknown key, wrong type, contradictory settings.
     """
     path = find_file(name, "recipes")
-    settings = _read(path, ())
+    settings = read_settings(path)
     for override in overrides:
-        _apply(settings, override)
+        apply_override(settings, override)
     return make_recipe(settings, str(path))
 
 
@@ -42,7 +42,12 @@ def make_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
         raise UserError(f"{source}: not a valid recipe:\n{lines}") from error
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings, with those of what it extends; `seen` are the files that extend it.
+
+    Raises:
+        UserError: it cannot be read, is not a mapping, or extends itself.
+    """
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself: " + " -> ".join(map(str, (*seen, path))))
     try:
@@ -65,13 +70,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: extends: must be the name of one recipe, not {base!r}")
     beside = path.parent / base
     parent = beside if beside.is_file() else find_file(base, "recipes")
-    return _merge(_read(parent, (*seen, path.resolve())), settings)
+    return merge(read_settings(parent, (*seen, path.resolve())), settings)
 
 
 _OF_EVERY_KIND = {"algorithm": ("samples", "train")}
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` wins, section by section; a section of another kind replaces the base's, but for what
     means the same in every kind."""
     merged = dict(base)
@@ -80,13 +85,18 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and isinstance(value, Mapping):
             other_kind = "kind" in value and value["kind"] != old.get("kind", value["kind"])
             kept = {k: old[k] for k in _OF_EVERY_KIND.get(key, ()) if other_kind and k in old}
-            merged[key] = {**kept, **value} if other_kind else _merge(old, value)
+            merged[key] = {**kept, **value} if other_kind else merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Set what `section.key=value` says, in place.
+
+    Raises:
+        UserError: it does not say that.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"override {override!r}: write section.key=value")

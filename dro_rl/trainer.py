@@ -218,13 +218,10 @@ class Trainer:
 
     def _no_longer_helps(self) -> bool:
         """Whether `training.early_stop.patience` iterations have passed without a new best."""
-        early = self.recipe.training.early_stop
-        if early is None:
+        early, summaries = self.recipe.training.early_stop, self.run.evaluations()
+        if early is None or not early.stops(summaries):
             return False
-        values = [summary[early.metric] for summary in self.run.evaluations()]
-        best = max(range(len(values)), key=values.__getitem__)
-        if len(values) - 1 - best < early.patience:
-            return False
+        best = early.best(summaries)
         self.console.say(
             f"stopped early: no better {early.metric} since iteration {best}; evaluate and answer "
             f"take it with --iteration {best}"

@@ -14,7 +14,7 @@ from dro_rl import checkpoint
 from dro_rl.comparison.fairness import PLACE, covered, differing, flatten
 from dro_rl.comparison.spec import Comparison
 from dro_rl.errors import UserError
-from dro_rl.recipe import EarlyStop, Recipe
+from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe
 from dro_rl.tracking.run_directory import RunDirectory
 
@@ -57,8 +57,9 @@ class Run:
         done = checkpoint.latest(directory)
         if done == 0:
             return "begun"
-        finished = done >= self.recipe.training.iterations or stopped_early(
-            self.recipe.training.early_stop, directory.evaluations()[: done + 1]
+        early = self.recipe.training.early_stop
+        finished = done >= self.recipe.training.iterations or (
+            early is not None and early.stops(directory.evaluations()[: done + 1])
         )
         return "finished" if finished else "resumable"
 
@@ -103,15 +104,6 @@ def _placed(recipe: Recipe, folder: Path, seed: int) -> Recipe:
     settings["training"]["seed"] = seed
     settings["tracking"]["run_dir"] = str(folder)
     return Recipe.model_validate(settings)
-
-
-def stopped_early(early: EarlyStop | None, evaluations: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether `train` would do no further iteration after these evaluations."""
-    if early is None:
-        return False
-    values = [summary[early.metric] for summary in evaluations]
-    best = max(range(len(values)), key=values.__getitem__)
-    return len(values) - 1 - best >= early.patience
 
 
 # --- results --------------------------------------------------------------------------------------

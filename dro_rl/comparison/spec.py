@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from dro_rl.comparison.fairness import check_fair
 from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe, Section
-from dro_rl.recipe_file import _apply, _merge, _read, localise, make_recipe
+from dro_rl.recipe_file import apply_override, localise, make_recipe, merge, read_settings
 from dro_rl.resources import find_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -93,11 +93,11 @@ def load_comparison(name: str, overrides: Sequence[str] = ()) -> Comparison:
             arms that differ in what they must share.
     """
     path = find_file(name, "recipes")
-    settings = _read(path, ())
+    settings = read_settings(path)
     _refuse_doubles(path)
     own = [o for o in overrides if o.partition("=")[0].strip() in _OWN]
     for override in own:
-        _apply(settings, override)
+        apply_override(settings, override)
     file = _checked(settings, path)
     changes = [o for o in overrides if o not in own]
     for source, part in _parts(file, changes):
@@ -145,7 +145,7 @@ def _parts(file: ComparisonFile, changes: Sequence[str]) -> list[tuple[str, Sett
     """Everything that changes recipes, with its place in words."""
     overridden: Settings = {}
     for change in changes:
-        _apply(overridden, change)
+        apply_override(overridden, change)
     arms = [(f"arm {name}", settings) for name, settings in file.arms.items()]
     return [("settings", file.settings), *arms, ("overrides", overridden)]
 
@@ -167,10 +167,10 @@ def _arm(path: Path, file: ComparisonFile, name: str, overrides: Sequence[str]) 
     if not isinstance(base, str):
         raise UserError(f"{source}: recipe: must be the name of one recipe, not {base!r}")
     beside = path.parent / base
-    settings = _read(beside if beside.is_file() else find_file(base, "recipes"), ())
+    settings = read_settings(beside if beside.is_file() else find_file(base, "recipes"))
     # Overrides are set in place, and merging shares what it does not change.
-    settings = copy.deepcopy(_merge(_merge(settings, file.settings), changes))
+    settings = copy.deepcopy(merge(merge(settings, file.settings), changes))
     for override in overrides:
-        _apply(settings, override)
+        apply_override(settings, override)
     recipe = make_recipe(settings, source)
     return Arm(name, localise(recipe), recipe.resolved())

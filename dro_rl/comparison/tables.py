@@ -107,8 +107,10 @@ def settings_table(comparison: Comparison) -> Table:
         if not covered(key, PLACE)
     ]
     shown = [flatten(arm.shown) for arm in comparison.arms]
-    rows = tuple((key, *(_value(flat.get(key)) for flat in shown)) for key in keys)
-    return Table(("setting", *(arm.name for arm in comparison.arms)), rows)
+    rows = [(key, *(_value(flat.get(key)) for flat in shown)) for key in keys]
+    # One arm may lack a setting that another has without a value: that is no difference to see.
+    told = tuple(row for row in rows if set(row[1:]) != {"-"})
+    return Table(("setting", *(arm.name for arm in comparison.arms)), told)
 
 
 def _value(value: Any) -> str:

@@ -31,7 +31,12 @@ def _make_facts(data: FactsData, seed: int) -> Split:
 
     def make(count: int, split: str):
         return make_examples(
-            count, seed, documents=data.documents, rumours=data.rumours, split=split
+            count,
+            seed,
+            documents=data.documents,
+            rumours=data.rumours,
+            echoes=data.echoes,
+            split=split,
         )
 
     return Split(make(data.train_questions, "train"), make(data.evaluation_questions, "evaluation"))

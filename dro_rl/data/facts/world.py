@@ -106,9 +106,11 @@ class Fact:
     value: str
     is_rumour: bool = False
 
-    def document(self, rng: random.Random, is_gold: bool = False) -> Document:
-        """The fact written down, with either word for its relation."""
-        key = f"{self.person} {rng.choice(self.relation.words)}"
+    def document(
+        self, rng: random.Random, is_gold: bool = False, word: str | None = None
+    ) -> Document:
+        """The fact written down, with `word` or else either name of its relation."""
+        key = f"{self.person} {word or rng.choice(self.relation.words)}"
         claim = f"{self.relation.phrase} {self.value}"
         if self.is_rumour:
             return Document(f"{key} {RUMOUR}", f"{claim}, {HEARSAY} {self.person}.")
@@ -116,7 +118,12 @@ class Fact:
 
 
 def make_examples(
-    count: int, seed: int, documents: int = 8, rumours: float = 0.3, split: str = "train"
+    count: int,
+    seed: int,
+    documents: int = 8,
+    rumours: float = 0.3,
+    echoes: float = 0.0,
+    split: str = "train",
 ) -> list[Example]:
     """Questions about worlds of their own.
 
@@ -125,27 +132,49 @@ def make_examples(
         seed: with `split`, decides everything; streams of different splits are independent.
         documents: candidates a question, 4 to 20.
         rumours: probability that the next document contradicts one that is already there.
+        echoes: probability that the next document, if no rumour, states a fact again.
     """
-    rng = random.Random(f"facts/{split}/{seed}/{documents}/{rumours}")
-    return [_make_example(rng, f"{split}-{seed}-{i}", documents, rumours) for i in range(count)]
+    settings = (documents, rumours, echoes) if echoes else (documents, rumours)
+    rng = random.Random("/".join(map(str, ("facts", split, seed, *settings))))
+    return [
+        _make_example(rng, f"{split}-{seed}-{i}", documents, rumours, echoes) for i in range(count)
+    ]
 
 
-def _make_example(rng: random.Random, name: str, documents: int, rumours: float) -> Example:
-    facts = draw_facts(rng, documents, rumours)
+def _make_example(
+    rng: random.Random, name: str, documents: int, rumours: float, echoes: float
+) -> Example:
+    facts = draw_facts(rng, documents, rumours, echoes)
     asked = draw_question(rng, facts)
     parts = tuple(fact.value for fact in asked)
     return Example(
         id=name,
         question=write_question(rng, asked),
         answers=(write_answer(asked),),
-        candidates=tuple(fact.document(rng, is_gold=fact in asked) for fact in facts),
+        candidates=write_documents(rng, facts, asked),
         parts=parts,
     )
 
 
-def draw_facts(rng: random.Random, count: int, rumours: float) -> list[Fact]:
+def write_documents(
+    rng: random.Random, facts: Sequence[Fact], asked: Sequence[Fact]
+) -> tuple[Document, ...]:
+    """A document a fact; of two that state the same, each has its own name for the relation."""
+    stated: dict[Fact, Document] = {}
+    documents = []
+    for fact in facts:
+        word = None
+        if fact in stated:
+            first, second = fact.relation.words
+            word = second if stated[fact].title.endswith(first) else first
+        documents.append(fact.document(rng, fact in asked, word))
+        stated[fact] = documents[-1]
+    return tuple(documents)
+
+
+def draw_facts(rng: random.Random, count: int, rumours: float, echoes: float = 0.0) -> list[Fact]:
     """A shuffled closed world of `count` facts, few people and few relations, so that near misses
-    abound; at most one rumour a fact."""
+    abound; at most one rumour and one echo a fact."""
     if not 4 <= count <= 20:
         raise ValueError(f"documents must be 4 to 20, not {count}")
     people = rng.sample(PEOPLE, max(3, count // 2))
@@ -154,22 +183,26 @@ def draw_facts(rng: random.Random, count: int, rumours: float) -> list[Fact]:
     rng.shuffle(keys)
     facts: list[Fact] = []
     trusted: list[Fact] = []  # facts that no rumour contradicts yet
+    single: list[Fact] = []  # facts that are stated once
     while len(facts) < count:
         if trusted and rng.random() < rumours:
             truth = trusted.pop(rng.randrange(len(trusted)))
             others = [value for value in truth.relation.values if value != truth.value]
             facts.append(Fact(truth.person, truth.relation, rng.choice(others), is_rumour=True))
+        elif echoes and single and rng.random() < echoes:
+            facts.append(single.pop(rng.randrange(len(single))))
         else:
             person, relation = keys.pop()
             trusted.append(Fact(person, relation, rng.choice(relation.values)))
             facts.append(trusted[-1])
+            single.append(trusted[-1])
     rng.shuffle(facts)
     return facts
 
 
 def draw_question(rng: random.Random, facts: Sequence[Fact]) -> list[Fact]:
     """One or two true facts to ask for, in the order of the question."""
-    true = [fact for fact in facts if not fact.is_rumour]
+    true = list(dict.fromkeys(fact for fact in facts if not fact.is_rumour))
     return rng.sample(true, 2 if len(true) > 1 and rng.random() < TWO_PARTS else 1)
 
 
