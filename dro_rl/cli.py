@@ -60,7 +60,11 @@ def train(
     _prepare_process(loaded)
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
-    from dro_rl.trainer import train as run_training
+
+    if loaded.algorithm.kind == "trl_grpo":
+        from dro_rl.trl_grpo import train as run_training
+    else:
+        from dro_rl.trainer import train as run_training
 
     console = Console()
     run = run_training(loaded, console, RunDirectory.open(resume.absolute()) if resume else None)
@@ -170,6 +174,26 @@ def compare(
     command = shlex.join(["dro-rl", "compare", file, *changes])
     if not run_comparison(comparison, command, jobs, Console()):
         raise typer.Exit(1)
+
+
+@app.command()
+def variance(
+    run: RunPath,
+    questions: Annotated[int, typer.Option(min=1, help="Training questions to average over.")] = 24,
+    repeats: Annotated[int, typer.Option(min=2, help="Groups of 16 selections a question.")] = 64,
+) -> None:
+    """How noisy the selector's gradient is, by estimator, m and iteration of a run."""
+    from dro_rl.recipe_file import load_recipe, localise
+
+    _require_run(run)
+    loaded = localise(load_recipe(str(run / "recipe.yaml")))
+    _prepare_process(loaded)
+    from dro_rl.tracking.console import Console
+    from dro_rl.variance import measure
+
+    console = Console()
+    console.variances(measure(run.absolute(), loaded, questions, repeats, console))
+    console.say(f"written: {run.absolute() / 'variance.csv'}")
 
 
 # --- helpers --------------------------------------------------------------------------------------

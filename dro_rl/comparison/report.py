@@ -15,7 +15,13 @@ from rich.table import Table as RichTable
 from dro_rl.comparison.figures import write_figures
 from dro_rl.comparison.runs import Result, Run
 from dro_rl.comparison.spec import Comparison
-from dro_rl.comparison.tables import Table, arms_table, paired_table, settings_table
+from dro_rl.comparison.tables import (
+    Table,
+    arms_table,
+    iterations_table,
+    paired_table,
+    settings_table,
+)
 from dro_rl.evaluation.significance import RESAMPLES
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import environment, write_text
@@ -65,6 +71,9 @@ class Report:
         ]
         if paired.rows:
             parts += ["## Differences to the first arm", paired.markdown(), self.note_on_pairs()]
+        by_iteration = iterations_table(self.comparison, self.results)
+        if by_iteration.rows:
+            parts += ["## By iteration", by_iteration.markdown()]
         if links:
             parts += ["## By selections drawn", links, "Line: mean over the seeds that got so far."]
             parts[-1] += " Band: from the lowest seed to the highest."
@@ -95,7 +104,7 @@ class Report:
                 [
                     "Mean over seeds ± half of the 95 % interval (Student's t over seeds)",
                     single,
-                    "EM, F1, gold recall and malformed in %, bound in nats, seconds of training "
+                    "EM, F1, recall and malformed in %, bound in nats, seconds of training "
                     "without evaluation.",
                 ],
             )
@@ -123,6 +132,9 @@ class Report:
         if arms.rows:
             wide.print(_rich(arms, "Held-out questions after the last iteration"))
             console.say(self.note_on_arms())
+        by_iteration = iterations_table(self.comparison, self.results)
+        if by_iteration.rows:
+            wide.print(_rich(by_iteration, "By iteration"))
         if paired.rows:
             wide.print(_rich(paired, "Differences to the first arm"))
             console.say(self.note_on_pairs())

@@ -30,6 +30,9 @@ class Metric:
 METRICS = (
     Metric("em", "EM", 1, 100),
     Metric("f1", "F1", 1, 100),
+    Metric("recall@1", "R@1", 1, 100),
+    Metric("recall@3", "R@3", 1, 100),
+    Metric("recall@5", "R@5", 1, 100),
     Metric("gold_recall", "gold", 1, 100),
     Metric("bound", "bound", 3),
     Metric("malformed", "malf.", 1, 100),
@@ -37,7 +40,7 @@ METRICS = (
     Metric("train_seconds", "seconds", 0),
     Metric("selections_drawn", "selections", 0),
 )
-PAIRED = tuple(m for m in METRICS if m.key in ("em", "f1", "bound"))
+HEADLINE = tuple(m for m in METRICS if m.key in ("em", "f1", "bound"))
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,21 @@ def _with_interval(metric: Metric, values: Sequence[float | None]) -> str:
     return f"{metric.text(mean)} ± {metric.text(half)}"
 
 
+def iterations_table(comparison: Comparison, results: Sequence[Result]) -> Table:
+    """A row an arm and figure: its mean over seeds after each iteration, the warm start first."""
+    last = max((len(r.evaluations) for r in results), default=0)
+    rows = []
+    for metric in HEADLINE:
+        for arm in comparison.arms:
+            runs = [r.evaluations for r in results if r.arm == arm.name]
+            if runs:
+                columns = [[e[i][metric.key] for e in runs if i < len(e)] for i in range(last)]
+                cells = [metric.text(float(np.mean(c))) if c else "-" for c in columns]
+                rows.append((f"{metric.heading}, {arm.name}", *cells))
+    headings = ("mean over seeds", "warm start", *map(str, range(1, last)))
+    return Table(headings[: last + 1], tuple(rows))
+
+
 def paired_table(comparison: Comparison, results: Sequence[Result]) -> Table:
     """A row an arm but the first: differences to it, `*` where the interval excludes 0."""
     first, *others = (arm.name for arm in comparison.arms)
@@ -87,9 +105,9 @@ def paired_table(comparison: Comparison, results: Sequence[Result]) -> Table:
         seeds = [s for s in comparison.seeds if {(first, s), (other, s)} <= by_run.keys()]
         if seeds:
             pairs = [(by_run[first, s], by_run[other, s]) for s in seeds]
-            cells = [_difference(m, pairs) for m in PAIRED]
+            cells = [_difference(m, pairs) for m in HEADLINE]
             rows.append((f"{other} - {first}", str(len(seeds)), *cells))
-    return Table(("arms", "seeds", *(m.heading for m in PAIRED)), tuple(rows))
+    return Table(("arms", "seeds", *(m.heading for m in HEADLINE)), tuple(rows))
 
 
 def _difference(metric: Metric, pairs: Sequence[tuple[Result, Result]]) -> str:

@@ -91,6 +91,23 @@ class Console:
             table.add_row(name, *cells)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
 
+    def variances(self, rows: Sequence[Any]) -> None:
+        """The table of `dro-rl variance`: rows of `dro_rl.variance.Row`."""
+        table = Table(box=box.SIMPLE_HEAD, title="Variance of the selector's gradient")
+        headings = ("iteration", "estimator", "m", "variance", "noise / signal", "var. of weights")
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "estimator" else "right")
+        for r in sorted(rows, key=lambda r: (r.iteration, r.estimator, r.samples)):
+            table.add_row(
+                str(r.iteration),
+                r.estimator,
+                str(r.samples),
+                f"{r.gradient_variance:.4g}",
+                f"{r.noise:.4g}",
+                f"{r.weight_variance:.4f}",
+            )
+        RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
+
     def progress(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """One line: where the figures were, and where they are now."""
         first, last = summaries[0], summaries[-1]

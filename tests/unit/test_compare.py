@@ -341,9 +341,18 @@ def test_the_report_has_means_over_seeds_with_t_intervals(write):
     cells = row(text_of(report), "plain")
     # two seeds: t = 12.706, s / sqrt(2) = 25 points, 0.25 nats, 2 seconds
     assert cells[1:4] == ["2", "75.0 ± 317.7", "75.0 ± 317.7"]
-    assert cells[4] == "-"  # no gold documents
-    assert cells[5] == "-1.250 ± 3.177"
-    assert cells[8:] == ["14 ± 25", "64"]  # 2 iterations of 2 stages, evaluation not counted
+    assert cells[7] == "-"  # no gold documents
+    assert cells[8] == "-1.250 ± 3.177"
+    assert cells[11:] == ["14 ± 25", "64"]  # 2 iterations of 2 stages, evaluation not counted
+
+
+def test_figures_by_iteration_are_means_over_seeds(write):
+    report = report_of(
+        load_comparison(write()),
+        plain_0={"ems": (0, 0.5, 0.5)},
+        plain_1={"ems": (0, 0.25, 1.0)},
+    )
+    assert row(text_of(report), "EM, plain") == ["EM, plain", "0.0", "37.5", "75.0"]
 
 
 def test_differences_are_paired_and_marked(write):
