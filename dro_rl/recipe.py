@@ -22,9 +22,6 @@ class FactsData(Section):
     documents: int = Field(default=8, ge=4, le=20, description="documents a question")
     rumours: Rate = Field(default=0.3, description="share of documents that contradict the truth")
     echoes: Rate = Field(default=0.0, description="share of the others that repeat a fact")
-    answers: Literal["brief", "full"] = Field(
-        default="brief", description="full: each value with its person, a style to be learned"
-    )
 
 
 class HotpotData(Section):

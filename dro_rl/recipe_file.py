@@ -74,6 +74,7 @@ def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 _OF_EVERY_KIND = {"algorithm": ("samples", "train")}
+_UNLESS_SAID_OTHERWISE = {"algorithm": "dro"}
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,9 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
-            other_kind = "kind" in value and value["kind"] != old.get("kind", value["kind"])
+            kind = value.get("kind")
+            old_kind = old.get("kind", _UNLESS_SAID_OTHERWISE.get(key, kind))
+            other_kind = "kind" in value and kind != old_kind
             kept = {k: old[k] for k in _OF_EVERY_KIND.get(key, ()) if other_kind and k in old}
             merged[key] = {**kept, **value} if other_kind else merge(old, value)
         else:

@@ -132,17 +132,18 @@ class Trainer:
 
     def _weigh(self, iteration: int, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
         """E-step: the coefficients, with p_s/q where sampling was not from p_s itself."""
-        ratios, values = self._log_ratios(iteration, scored), self._values(iteration, scored)
+        logps = self._selector_logps(iteration, scored)
+        ratios, values = self._log_ratios(logps, scored), self._values(iteration, scored)
         groups = [
             Group(
                 s.rollout.example.id,
                 s.log_rewards,
                 log_ratios,
-                tuple(z.logp for z in s.rollout.selections),
+                tuple(p),
                 s.answer_tokens,
                 v,
             )
-            for s, log_ratios, v in zip(scored, ratios, values, strict=True)
+            for s, p, log_ratios, v in zip(scored, logps, ratios, values, strict=True)
         ]
         self._tell_unrewarded(groups)
         weighed, self.running_mean = weigh(self.recipe.algorithm, groups, self.running_mean)
@@ -169,13 +170,22 @@ class Trainer:
         with self._stage(iteration, "values", len(scored)) as advance:
             return self.teams.values([s.rollout for s in scored], advance)
 
-    def _log_ratios(
+    def _selector_logps(
         self, iteration: int, scored: Sequence[ScoredRollout]
+    ) -> Sequence[Sequence[float]]:
+        """log p_s(z_i|x): what was sampled with, unless that was another distribution, or single
+        documents, whose probabilities an engine knows less exactly than the learner."""
+        exact = self.recipe.decoding == "independent" and "selector" in self.teams.learners
+        if self.recipe.rollout.on_policy and not exact:
+            return [[z.logp for z in s.rollout.selections] for s in scored]
+        with self._stage(iteration, "logps", len(scored)) as advance:
+            return self.teams.selector_logps([s.rollout for s in scored], advance)
+
+    def _log_ratios(
+        self, logps: Sequence[Sequence[float]], scored: Sequence[ScoredRollout]
     ) -> Sequence[tuple[float, ...] | None]:
         if self.recipe.rollout.on_policy:
             return [None] * len(scored)
-        with self._stage(iteration, "ratios", len(scored)) as advance:
-            logps = self.teams.selector_logps([s.rollout for s in scored], advance)
         return [
             tuple(p - z.logp for p, z in zip(row, s.rollout.selections, strict=True))
             for row, s in zip(logps, scored, strict=True)

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dro_rl.policy import causal_lm
+from dro_rl.policy.likelihood import token_log_likelihoods
 from dro_rl.recipe import Recipe
 from dro_rl.records import Document, Example, Rollout, Selection
 from tests.models import make_llama, make_word_tokenizer
+
+if TYPE_CHECKING:
+    from dro_rl.learner import Learner
 
 CITIES = ("Lyon", "Oslo", "Turin", "Ghent", "Porto", "Basel")
 PEOPLE = ("Kovac", "Silva", "Brandt", "Orsa", "Keld", "Salter")
 WORDS = [*CITIES, *PEOPLE, "hometown", "Name", "the", "and", "Where"]
 
 
-def make_recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:
-    """A valid recipe of two tiny models made in `folder`; `sections` override."""
+def make_policies(folder: Path, scale: float = 3.0) -> dict[str, Path]:
+    """Two tiny models in `folder`, where they are not there yet; see `make_llama` for `scale`."""
     models = {}
     for seed, policy in enumerate(("selector", "generator")):
         models[policy] = folder / policy
         if not models[policy].exists():
-            tokenizer = make_word_tokenizer(WORDS, identifiers=8)
-            make_llama(models[policy], tokenizer=tokenizer, hidden=32, seed=seed, context=256)
+            make_llama(
+                models[policy],
+                tokenizer=make_word_tokenizer(WORDS, identifiers=8),
+                hidden=32,
+                seed=seed,
+                context=256,
+                scale=scale,
+            )
+    return models
+
+
+def make_recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:
+    """A valid recipe of two tiny models made in `folder`; `sections` override."""
+    models = make_policies(folder)
     policy = {"dtype": "float32", "max_length": 256, "max_new_tokens": 8, "learning_rate": 1e-3}
     settings: dict[str, dict[str, Any]] = {
         "data": {"kind": "jsonl", "path": "unused.jsonl"},
@@ -64,3 +82,19 @@ def make_rollout(recipe: Recipe, example: Example, chosen: list[tuple[int, ...]]
         ids = writer.completion(text)
         selections.append(Selection(text, ids, (-1.0,) * len(ids), documents, False))
     return Rollout(example, prompt.token_ids, tuple(selections), 0)
+
+
+def all_selections(n: int = 5, k: int = 2) -> list[tuple[int, ...]]:
+    """The documents of every well-formed selection: 1 to k of n, in every order."""
+    return [p for size in range(1, k + 1) for p in permutations(range(n), size)]
+
+
+def as_sampled(learner: Learner, rollout: Rollout) -> Rollout:
+    """The rollout with the log-probability that the selector's learner now gives each token."""
+    selections = []
+    for s in rollout.selections:
+        completion = learner.objective.selection(rollout, s.token_ids)
+        with learner.objective.reading():
+            logps = token_log_likelihoods(learner.model, [completion])[0]
+        selections.append(replace(s, logps=tuple(logps.tolist())))
+    return replace(rollout, selections=tuple(selections))

@@ -83,3 +83,9 @@ def expected_reward(advantages: Sequence[float]) -> Coefficients:
     maximises E[log p_g(y|x,d_z)] over the same selections: 1/m each."""
     m = len(advantages)
     return Coefficients(tuple(a / m for a in advantages), (1 / m,) * m)
+
+
+def shifted(rewards: Sequence[float]) -> list[float]:
+    """Rewards less the first: advantages are the same, and exactly 0 where all are equal, which a
+    mean rounds away from."""
+    return [r - rewards[0] for r in rewards]

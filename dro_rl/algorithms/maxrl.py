@@ -2,7 +2,8 @@
 
 A_i = (r_i - mean r) / mean r, with the mean over the question's m selections; 0 where no selection
 has a reward. As m grows its expectation approaches grad log E[r]; for rewards in {0, 1} and finite
-m, it is the gradient of the first m terms of log's Maclaurin series in the failure rate 1 - E[r].
+m, it is the gradient of the first m - 1 terms of log's Maclaurin series in the failure rate
+1 - E[r] (without the baseline, as for the generator, of the first m).
 With r = p_g, A_i / m is DRO's w_i - 1/m. The generator takes r_i / (m mean r), which is DRO's w_i.
 """
 
@@ -17,14 +18,15 @@ from dro_rl.algorithms.group import Coefficients, Group
 
 def coefficients(algorithm: MaxrlAlgorithm, group: Group) -> Coefficients:
     """Advantages over m for the selector; in logarithms, since likelihoods underflow."""
-    m = len(group.log_rewards)
-    ratios = group.log_ratios or (0.0,) * m
-    shares = [math.exp(r - _log_sum_exp(ratios)) for r in ratios]  # 1/m on policy
-    weighted = [v + r for v, r in zip(group.log_rewards, ratios, strict=True)]
-    log_mean = _log_sum_exp(weighted) - _log_sum_exp(ratios)
-    if log_mean == -math.inf:
+    m, best = len(group.log_rewards), max(group.log_rewards)
+    if best == -math.inf:
         return Coefficients((0.0,) * m, (0.0,) * m)
-    relative = [math.exp(v - log_mean) for v in group.log_rewards]
+    ratios = group.log_ratios or (0.0,) * m
+    total = _log_sum_exp(ratios)
+    shares = [math.exp(r - total) for r in ratios]  # 1/m on policy
+    below = [v - best for v in group.log_rewards]  # so that equal rewards give exactly 0
+    log_mean = _log_sum_exp([v + r for v, r in zip(below, ratios, strict=True)]) - total
+    relative = [math.exp(v - log_mean) for v in below]
     return Coefficients(
         tuple(s * (r - 1) for s, r in zip(shares, relative, strict=True)),
         tuple(s * r for s, r in zip(shares, relative, strict=True)),

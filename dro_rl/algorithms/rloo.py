@@ -8,11 +8,11 @@ the gradient is that of E[r] without bias. The loss is the clipped ratio of whol
 from __future__ import annotations
 
 from dro_rl.algorithm_sections import RlooAlgorithm
-from dro_rl.algorithms.group import Coefficients, Group, expected_reward
+from dro_rl.algorithms.group import Coefficients, Group, expected_reward, shifted
 
 
 def coefficients(algorithm: RlooAlgorithm, group: Group) -> Coefficients:
     """Advantages over m for the selector, 1/m for the generator."""
-    rewards = group.rewards(algorithm.maximise)
+    rewards = shifted(group.rewards(algorithm.maximise))
     total, others = sum(rewards), len(rewards) - 1
     return expected_reward([r - (total - r) / others for r in rewards])

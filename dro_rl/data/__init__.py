@@ -36,7 +36,6 @@ def _make_facts(data: FactsData, seed: int) -> Split:
             documents=data.documents,
             rumours=data.rumours,
             echoes=data.echoes,
-            answers=data.answers,
             split=split,
         )
 

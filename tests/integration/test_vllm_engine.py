@@ -18,8 +18,9 @@ import pytest
 
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.weights import pack
-from dro_rl.prompts import PromptWriter, read_selection
+from dro_rl.prompts import Prompt, PromptWriter, read_selection
 from dro_rl.recipe import PolicySection, RolloutSection
+from dro_rl.records import Document, Example
 from dro_rl.rollout.environment import engine_environment, has_gpu
 from tests.models import make_llama, make_tokenizer, token_logps
 
@@ -73,7 +74,9 @@ def serve(pipe: Connection, models: dict[str, str]) -> None:
                 args = (unpack(args[0]),)
             if grammars := kwargs.get("grammars"):
                 writer = PromptWriter(make_tokenizer(), "plain", 100)
-                kwargs["grammars"] = [SelectionGrammar(writer, n, k) for n, k in grammars]
+                kwargs["grammars"] = [
+                    SelectionGrammar(writer, n, k).without(gone) for n, k, *gone in grammars
+                ]
             pipe.send((True, getattr(engines[model], method)(*args, **kwargs)))
         except Exception:
             pipe.send((False, traceback.format_exc()))
@@ -150,6 +153,37 @@ def test_greedy_is_the_plain_engines_greedy(host, folder, models, distinct):
     sizes = [(7, 2) for _ in PROMPTS] if distinct else None
     got = host("tied", "generate", PROMPTS, samples=1, seed=0, greedy=True, grammars=sizes)
     assert [g[0].token_ids for g in got] == [g[0].token_ids for g in expected]
+
+
+class Remote:
+    """A model's engine in the host, as the ranker wants it."""
+
+    def __init__(self, host: Host, model: str) -> None:
+        self.host, self.model = host, model
+
+    def generate(self, prompts: list, *, grammars: list[SelectionGrammar], **kwargs: Any) -> Any:
+        described = [(g.n, g.k, *g.excluded) for g in grammars]
+        return self.host(self.model, "generate", prompts, grammars=described, **kwargs)
+
+
+@pytest.mark.parametrize("n", [7, 12])
+def test_documents_ranked_by_themselves_are_the_plain_engines(host, folder, models, n):
+    """Ranking and log-probabilities; identifiers are of three tokens, and of four beyond [9]."""
+    from dro_rl.rollout.independent import IndependentRanker
+    from dro_rl.rollout.transformers_engine import TransformersEngine
+
+    plain = TransformersEngine(str(folder / "untied"), section=SECTION, rollout=ROLLOUT, seed=0)
+    writer = PromptWriter(TOKENIZER, "plain", 100)
+    prompts = [Prompt(p) for p in PROMPTS[:6]]
+    examples = [Example(f"q{i}", "", (), (Document("", ""),) * n) for i in range(6)]
+    ours, theirs = (
+        IndependentRanker(engine, writer).single(examples, prompts, n)
+        for engine in (plain, Remote(host, "untied"))
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert [s.documents for s in one] == [s.documents for s in other]
+        assert len({s.documents for s in one}) == n
+        assert [s.logp for s in one] == pytest.approx([s.logp for s in other], abs=TOLERANCE)
 
 
 def test_equal_seeds_give_equal_samples_whatever_came_before(host):

@@ -125,3 +125,53 @@ def test_a_tokenizer_that_does_not_know_its_identifiers_is_refused():
     tokenizer = make_word_tokenizer(["Lake"], identifiers=3)
     with pytest.raises(UserError, match="distinct"):
         SelectionGrammar(PromptWriter(tokenizer, "plain", 100), n=5, k=2)
+
+
+# --- less some documents ------------------------------------------------------------------------
+
+
+def completions(grammar: SelectionGrammar, prefix: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    """Everything that the grammar lets be written."""
+    if prefix and prefix[-1] == grammar.eos:
+        return [prefix]
+    return [c for t in grammar.allowed(prefix) for c in completions(grammar, (*prefix, t))]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("k", [1, 2])
+def test_without_documents_the_selections_of_the_others_are_left(kind, k):
+    """[1] and [10] of 12 share tokens in "pieces": each goes without the other."""
+    w = writer(kind)
+    grammar = SelectionGrammar(w, n=12, k=k)
+    for gone in ((0,), (9,), (0, 9, 10), (3, 1), tuple(range(11))):
+        rest = [i for i in range(12) if i not in gone]
+        wanted = [(i,) for i in rest]
+        if k == 2:
+            wanted += [(i, j) for i in rest for j in rest if i != j]
+        found = completions(grammar.without(gone))
+        assert sorted(found) == sorted(w.completion(write_selection(d)) for d in wanted)
+
+
+def test_leaving_documents_out_changes_no_other_grammar():
+    w = writer("words")
+    grammar = SelectionGrammar(w, n=5, k=2)
+    before = completions(grammar)
+    less = grammar.without((1, 2))
+    assert less.excluded == (1, 2) and grammar.excluded == ()
+    assert completions(grammar) == before
+    assert completions(grammar.without((0,))) != completions(less)
+    assert completions(grammar.without(())) == before
+
+
+def test_k_is_at_most_what_is_left():
+    """Then only the end may follow, where " > " would lead nowhere."""
+    w = writer("pieces")
+    grammar = SelectionGrammar(w, n=4, k=3).without((0, 3))
+    assert grammar.k == 2
+    assert grammar.allowed(w.completion("[2] > [3]")[:-1]) == [grammar.eos]
+
+
+def test_a_document_that_is_left_out_is_refused():
+    w = writer("words")
+    with pytest.raises(ValueError, match="no selection"):
+        SelectionGrammar(w, n=5, k=2).without((1,)).allowed_table(w.completion("[2]"))

@@ -4,18 +4,26 @@ import math
 
 import pytest
 
-from dro_rl.algorithms.dro import coefficients, effective_sample_size, importance_weights
+from dro_rl.algorithms import Group, weigh
+from dro_rl.algorithms.dro import effective_sample_size, importance_weights
 from dro_rl.learner import Learner
-from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.likelihood import log_likelihood
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.recipe import DroAlgorithm
-from dro_rl.records import Rollout, Selection, WeightedRollout
+from dro_rl.records import Rollout, WeightedRollout
 from dro_rl.reward.service import RewardService
 from dro_rl.rollout.worker import RolloutWorker
-from tests.tiny import make_example, make_recipe
+from tests.tiny import all_selections, make_example, make_recipe, make_rollout
 
 DRO = DroAlgorithm()
+
+
+def coefficients(algorithm, log_rewards, answer_tokens=0, log_ratios=None):
+    """Of one group, through what the trainer calls."""
+    ratios = tuple(log_ratios) if log_ratios else None
+    group = Group("q", tuple(log_rewards), ratios, answer_tokens=answer_tokens)
+    ((found,), _) = weigh(algorithm, [group])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +39,18 @@ def learners(recipe):
 
 
 @pytest.fixture(scope="module")
-def everything(recipe, learners) -> Rollout:
+def everything(recipe) -> Rollout:
     """The group of all well-formed selections: the 20 ordered pairs and the 5 single documents."""
-    example = make_example()
-    writer = learners["selector"].writer
-    grammar = SelectionGrammar(writer, 5, 2)
-    chosen = [(i,) for i in range(5)] + [(i, j) for i in range(5) for j in range(5) if i != j]
-    selections = []
-    for documents in chosen:
-        ids = writer.completion(" > ".join(f"[{i + 1}]" for i in documents))
-        assert all(t in row for t, row in zip(ids, grammar.allowed_table(ids), strict=True))
-        selections.append(Selection("", ids, (0.0,) * len(ids), documents, False))
-    prompt = writer.select(example.question, example.candidates, 2)
-    return Rollout(example, prompt.token_ids, tuple(selections), 0)
+    return make_rollout(recipe, make_example(), all_selections(5, 2))
 
 
 @pytest.fixture(scope="module")
 def enumerated(learners, everything):
     """log p_s(z|x) and log p_g(y|x,d_z) of every selection, with their graphs."""
     selector, generator = learners["selector"], learners["generator"]
-    completions = [selector._selection(everything, s.token_ids) for s in everything.selections]
+    completions = [
+        selector.objective.selection(everything, s.token_ids) for s in everything.selections
+    ]
     logp_s = log_likelihood(selector.model, completions)
     targets = [
         answer_target(generator.writer, everything.example, s.documents, "first")
@@ -75,7 +75,7 @@ def test_m_step_gradient_is_that_of_the_marginal_likelihood(learners, everything
     for learner in learners.values():
         exact = {n: -p.grad.clone() for n, p in learner.trainable.items()}
         learner.optimizer.zero_grad()
-        learner.backward([learner.targets(weighted)])
+        learner.backward([learner.objective.targets(weighted)])
         error = sum((p.grad - exact[n]).square().sum() for n, p in learner.trainable.items())
         scale = sum(g.square().sum() for g in exact.values())
         assert scale > 1e-6

@@ -34,7 +34,7 @@ def make_batch(learner: Learner) -> list[WeightedRollout]:
 
 def gradient(learner: Learner, batch) -> dict[str, torch.Tensor]:
     learner.optimizer.zero_grad()
-    learner.backward([learner.targets(w) for w in batch])
+    learner.backward([learner.objective.targets(w) for w in batch])
     return {n: p.grad.clone() for n, p in learner.trainable.items()}
 
 
@@ -52,7 +52,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(folder, policy):
 def test_equal_selections_are_computed_once_and_count_twice(folder):
     learner = make_learner(folder)
     batch = make_batch(learner)
-    targets = learner.targets(batch[0])
+    targets = learner.objective.targets(batch[0])
     assert [t.coefficient for t in targets] == pytest.approx([0.7, 0.3])
 
 
@@ -61,7 +61,7 @@ def test_loss_is_the_weighted_mean_over_questions(folder):
     batch = make_batch(learner)
     wanted = 0.0
     for w in batch:
-        for target in learner.targets(w):
+        for target in learner.objective.targets(w):
             (c,) = target.completions
             ids = torch.tensor([[*c.prompt_ids, *c.token_ids]])
             with torch.no_grad():
@@ -69,7 +69,8 @@ def test_loss_is_the_weighted_mean_over_questions(folder):
             start = len(c.prompt_ids) - 1
             logp = sum(logps[start + i, t].item() for i, t in enumerate(c.token_ids))
             wanted -= target.coefficient * logp / len(batch)
-    assert learner.backward([learner.targets(w) for w in batch]).loss == pytest.approx(wanted, 1e-5)
+    found = learner.backward([learner.objective.targets(w) for w in batch])
+    assert found.loss == pytest.approx(wanted, 1e-5)
 
 
 def test_a_group_without_weight_still_counts_as_a_question(folder):

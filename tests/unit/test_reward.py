@@ -194,10 +194,16 @@ def test_what_is_no_usable_number_is_refused_with_the_example(values, told):
         checked_log_rewards(Returns(values), OUTCOMES)
 
 
-@pytest.mark.parametrize("value", [-float("inf"), float("nan")])
-def test_log_rewards_must_be_finite_too(value):
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_log_rewards_must_be_numbers_too(value):
     with pytest.raises(UserError, match="example q17"):
         checked_log_rewards(Returns([value, 0.0], "log"), OUTCOMES)
+
+
+def test_a_log_reward_of_minus_infinity_is_a_reward_of_0():
+    got = checked_log_rewards(Returns([-float("inf"), -2.5], "log"), OUTCOMES)
+    assert got == [-float("inf"), -2.5]
+    assert got[0] == checked_log_rewards(Returns([0.0, 1.0], "linear"), OUTCOMES)[0]
 
 
 def test_an_error_in_the_users_code_keeps_its_own_traceback(write):

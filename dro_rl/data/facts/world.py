@@ -123,7 +123,6 @@ def make_examples(
     documents: int = 8,
     rumours: float = 0.3,
     echoes: float = 0.0,
-    answers: str = "brief",
     split: str = "train",
 ) -> list[Example]:
     """Questions about worlds of their own.
@@ -134,18 +133,16 @@ def make_examples(
         documents: candidates a question, 4 to 20.
         rumours: probability that the next document contradicts one that is already there.
         echoes: probability that the next document, if no rumour, states a fact again.
-        answers: "brief" for the values alone, "full" for each with its person.
     """
     settings = (documents, rumours, echoes) if echoes else (documents, rumours)
     rng = random.Random("/".join(map(str, ("facts", split, seed, *settings))))
     return [
-        _make_example(rng, f"{split}-{seed}-{i}", documents, rumours, echoes, answers)
-        for i in range(count)
+        _make_example(rng, f"{split}-{seed}-{i}", documents, rumours, echoes) for i in range(count)
     ]
 
 
 def _make_example(
-    rng: random.Random, name: str, documents: int, rumours: float, echoes: float, answers: str
+    rng: random.Random, name: str, documents: int, rumours: float, echoes: float
 ) -> Example:
     facts = draw_facts(rng, documents, rumours, echoes)
     asked = draw_question(rng, facts)
@@ -153,7 +150,7 @@ def _make_example(
     return Example(
         id=name,
         question=write_question(rng, asked),
-        answers=(write_answer(asked, full=answers == "full"),),
+        answers=(write_answer(asked),),
         candidates=write_documents(rng, facts, asked),
         parts=parts,
     )
@@ -215,7 +212,6 @@ def write_question(rng: random.Random, asked: Sequence[Fact]) -> str:
     return f"Name {' and '.join(keys)}."
 
 
-def write_answer(asked: Sequence[Fact], *, full: bool = False) -> str:
-    """The values in the order of the question: `Lyon and pilot`, or, full, `Kovac Lyon and Silva
-    pilot`: a style that the shipped generator has not been taught."""
-    return " and ".join(f"{f.person} {f.value}" if full else f.value for f in asked)
+def write_answer(asked: Sequence[Fact]) -> str:
+    """The values in the order of the question: `Lyon and pilot`."""
+    return " and ".join(fact.value for fact in asked)
