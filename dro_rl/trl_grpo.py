@@ -1,0 +1,113 @@
+"""TRL's own GRPOTrainer on the selector (`algorithm.kind: trl_grpo`): an outside arm.
+
+TRL samples (transformers' `generate`), computes advantages, ratios and the loss, and drives the
+steps. Ours are the prompts, token for token, the questions and their order, the reward, the
+optimiser with its schedule, the evaluation and the run directory. An iteration is one generation
+of TRL's: it samples for all of the iteration's questions, then takes the same number of optimiser
+steps as ours, each on `training.batch_size` times m selections, which TRL shuffles among the
+questions of the iteration. `training.epochs` is TRL's `num_iterations`.
+
+`scale: std` is TRL's loss_type "grpo", `scale: none` its "dr_grpo" with scale_rewards "none".
+The divergence is GRPO's (eq. 4 of arXiv 2402.03300), not DeepSeek-V3.2's, which is TRL's default.
+TRL runs in the process of the command, also on a cluster.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dro_rl import checkpoint
+from dro_rl.cluster import open_cluster
+from dro_rl.errors import UserError
+from dro_rl.learner import Learner
+from dro_rl.questions import check_prompts, iteration_size, load_questions
+from dro_rl.recipe import POLICIES, PolicyName, Recipe
+from dro_rl.reward import load_reward
+from dro_rl.teams import process_count, start_teams
+from dro_rl.tracking.console import Console
+from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.trainer import steps_per_iteration
+
+
+def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) -> RunDirectory:
+    """Run a recipe to its end, or a run on from its last checkpoint: see `dro_rl.trainer.train`.
+
+    Raises:
+        UserError: bad input, or a recipe that TRL cannot run; nothing has been written then.
+    """
+    if resume is None:
+        RunDirectory.check(recipe)
+    questions = load_questions(recipe, console)
+    _check(recipe, len(questions.train))
+    reward = load_reward(recipe.reward)
+    done = checkpoint.latest(resume) if resume else 0
+    models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
+    if resume:
+        if done >= recipe.training.iterations:
+            raise UserError(
+                f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
+            )
+        models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
+    check_prompts(recipe, models, questions)
+    from dro_rl.trl_trainer import TrlRun  # TRL takes 10 s to import: after what may be refused
+
+    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+        teams = start_teams(recipe, cluster, models, console, None)
+        section, steps = recipe.selector, steps_per_iteration(recipe, len(questions.train))
+        learner = Learner(
+            recipe,
+            "selector",
+            section.model,
+            recipe.training.iterations * steps,
+            section.learning_rate,
+        )
+        teams.learners["selector"] = _Here(learner)
+        run = resume or RunDirectory.create(recipe)
+        run.drop_after(done)
+        loop = TrlRun(recipe, run, questions, teams, reward, console)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = loop.trainer(learner, done, scratch)  # before restoring: TRL's reference
+            if done:
+                learner.restore(checkpoint.folder_of(run, done) / "selector")
+                console.say(f"resumed {run.path} after iteration {done}")
+            run.write_recipe(recipe)
+            loop.drive(trainer, done)
+    return run
+
+
+def _check(recipe: Recipe, available: int) -> None:
+    """Refuse what TRL's trainer does not do."""
+    if recipe.decoding != "free":
+        raise UserError(
+            f"algorithm.kind: trl_grpo samples with transformers' generate: rollout.decoding must "
+            f"be free, not {recipe.decoding}"
+        )
+    size, batch = iteration_size(recipe, available), recipe.training.batch_size
+    if size % batch:
+        raise UserError(
+            f"algorithm.kind: trl_grpo takes whole batches alone: an iteration's {size} questions "
+            f"(training.questions_per_iteration) must be a multiple of training.batch_size, {batch}"
+        )
+
+
+class _Here:
+    """A Team of one worker, in this process."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+
+    def ready(self) -> list[Any]:
+        return [self.worker.ready()]
+
+    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
+        results = [getattr(self.worker, method)(*args)]
+        return lambda: results
+
+    def map(self, method: str, chunks: Sequence[tuple], done: Callable[[int], None]) -> list[Any]:
+        results = []
+        for i, chunk in enumerate(chunks):
+            results.append(getattr(self.worker, method)(*chunk))
+            done(i)
+        return results
