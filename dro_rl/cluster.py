@@ -78,7 +78,9 @@ def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
 # --- in this process ------------------------------------------------------------------------------
 
 
-class _LocalTeam:
+class LocalTeam:
+    """Workers in this process."""
+
     def __init__(self, workers: list[Any]) -> None:
         self.workers = workers
 
@@ -99,7 +101,7 @@ class _LocalTeam:
 
 class _LocalCluster:
     def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
-        return _LocalTeam([cls(*args) for _ in range(copies)])
+        return LocalTeam([cls(*args) for _ in range(copies)])
 
 
 # --- on Ray ---------------------------------------------------------------------------------------

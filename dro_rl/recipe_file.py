@@ -123,6 +123,13 @@ def _explain(error: Any) -> str:
     keys = [str(k) for k in error["loc"]]
     if error["type"] == "extra_forbidden":
         dotted = ".".join([*_without_tags(keys[:-1]), keys[-1]])
+        owners = [
+            kind
+            for member in _models_at(Recipe, _without_tags(keys[:-1]))
+            if keys[-1] in member.model_fields and (kind := _kind(member))
+        ]
+        if owners:
+            return f"{dotted}: belongs to kind: {' or '.join(owners)}"
         known = _fields_at(Recipe, keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"

@@ -15,11 +15,9 @@ TRL runs in the process of the command, also on a cluster.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from dro_rl import checkpoint
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster import LocalTeam, open_cluster
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.questions import check_prompts, iteration_size, load_questions
@@ -63,7 +61,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
             recipe.training.iterations * steps,
             section.learning_rate,
         )
-        teams.learners["selector"] = _Here(learner)
+        teams.learners["selector"] = LocalTeam([learner])
         run = resume or RunDirectory.create(recipe)
         run.drop_after(done)
         loop = TrlRun(recipe, run, questions, teams, reward, console)
@@ -90,24 +88,3 @@ def _check(recipe: Recipe, available: int) -> None:
             f"algorithm.kind: trl_grpo takes whole batches alone: an iteration's {size} questions "
             f"(training.questions_per_iteration) must be a multiple of training.batch_size, {batch}"
         )
-
-
-class _Here:
-    """A Team of one worker, in this process."""
-
-    def __init__(self, worker: Any) -> None:
-        self.worker = worker
-
-    def ready(self) -> list[Any]:
-        return [self.worker.ready()]
-
-    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
-        results = [getattr(self.worker, method)(*args)]
-        return lambda: results
-
-    def map(self, method: str, chunks: Sequence[tuple], done: Callable[[int], None]) -> list[Any]:
-        results = []
-        for i, chunk in enumerate(chunks):
-            results.append(getattr(self.worker, method)(*chunk))
-            done(i)
-        return results

