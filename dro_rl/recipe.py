@@ -364,6 +364,11 @@ class Recipe(Section):
                     f"algorithm.samples ({algorithm.samples}) exceeds retrieval.candidates "
                     f"({self.retrieval.candidates}), and kind: independent scores each once"
                 )
+        if rollout.decoding == "retriever" and isinstance(self.retrieval, GivenRetrieval):
+            raise ValueError(
+                "rollout.decoding: retriever takes the documents of the highest scores, and "
+                "retrieval.kind: given has none"
+            )
 
     @property
     def decoding(self) -> Literal["free", "distinct", "independent", "retriever"]:

@@ -237,7 +237,10 @@ def test_training_ranks_documents_and_evaluation_selects_k_of_them(folder):
 
 def test_the_retrievers_best_k_are_selected_whatever_is_asked(folder):
     recipe = make_recipe(
-        folder, rollout={"decoding": "retriever"}, algorithm={"train": ["generator"]}
+        folder,
+        retrieval={"kind": "bm25"},
+        rollout={"decoding": "retriever"},
+        algorithm={"train": ["generator"]},
     )
     worker = RolloutWorker(recipe, "selector", recipe.selector.model)
     examples = [
@@ -258,7 +261,10 @@ def test_the_retrievers_best_k_are_selected_whatever_is_asked(folder):
 
 def test_equal_scores_keep_the_order_of_the_documents(folder):
     recipe = make_recipe(
-        folder, rollout={"decoding": "retriever"}, algorithm={"train": ["generator"]}
+        folder,
+        retrieval={"kind": "bm25"},
+        rollout={"decoding": "retriever"},
+        algorithm={"train": ["generator"]},
     )
     worker = RolloutWorker(recipe, "selector", recipe.selector.model)
     (rollout,) = worker.select([replace(make_example(), scores=(1.0,) * 5)], 1, seed=0)

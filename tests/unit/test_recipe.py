@@ -303,7 +303,9 @@ def test_the_retriever_leaves_the_selector_nothing_to_learn(write):
     told = problem(write(), retriever)
     assert "rollout.decoding: retriever selects without the selector" in told
     assert "set algorithm.train: [generator]" in told
-    load_recipe(write(), [retriever, "algorithm.train=[generator]"])
+    given = problem(write(), retriever, "algorithm.train=[generator]")
+    assert "retrieval.kind: given has none" in given
+    load_recipe(write(), [retriever, "algorithm.train=[generator]", "retrieval.kind=bm25"])
 
 
 def test_trls_trainer_is_of_the_selector_alone(write):
