@@ -20,12 +20,10 @@ demo: setup ## DRO on the built-in world, end to end; ARGS are overrides
 	@$(BIN)/dro-rl train recipes/demo.yaml $(ARGS)
 
 paper-demo: setup ## the paper's analyses on the built-in world, about an hour on 2 cores; ARGS="--jobs 2"
-	@for f in table_3_figure_5 figure_6 initialisation retriever_quality; do \
+	@for f in table_3_figure_5 figure_3 figure_6 initialisation retriever_quality; do \
 		$(BIN)/dro-rl compare recipes/paper/$$f.yaml $(ARGS) || exit; \
 	done
 	@$(BIN)/dro-rl variance runs/paper/table_3_figure_5/dro/seed-0
-	@[ -d runs/twenty-warmup/selector ] || $(BIN)/dro-rl warmup recipes/twenty.yaml
-	@$(BIN)/dro-rl compare recipes/paper/figure_3.yaml $(ARGS)
 
 test: lint unit integration e2e ## lint, then all tests
 
