@@ -124,11 +124,15 @@ class PpoAlgorithm(_ExpectedReward):
     gae_lambda: Rate = 0.95
     normalise: bool = Field(default=True, description="advantages to mean 0 and deviation 1")
     value_weight: NonNegativeFloat = Field(default=0.1, description="of the value head's loss")
-    value_clip: PositiveFloat = 0.2
+    value_clip: PositiveFloat | None = Field(
+        default=0.2,
+        description="how far a value may move from that at sampling, in the unit of what is "
+        "maximised; null: no limit, which maximise: log_reward needs",
+    )
     clips = "tokens"
 
 
-class IndependentAlgorithm(_Algorithm):
+class IndependentAlgorithm(_WithAGroup):
     """Independent top-k marginalisation: RAG, arXiv 2005.11401; REPLUG; EMDR2."""
 
     kind: Literal["independent"]

@@ -49,6 +49,7 @@ def evaluate_run(
 def _results_matter(recipe: Recipe) -> dict[str, Any]:
     """The settings that an evaluation's figures depend on, paths aside."""
     settings = localise(recipe).resolved()
+    settings["rollout"]["decoding"] = recipe.decoding  # which the algorithm may decide
     for section in ("cluster", "tracking", "algorithm", "warmup", "reward"):
         del settings[section]
     del settings["rollout"]["workers"], settings["training"]["iterations"]

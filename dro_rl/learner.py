@@ -131,6 +131,12 @@ class Learner:
             self.trainable.values(), self.recipe.training.max_grad_norm
         )
         learning_rate = float(self.schedule.get_last_lr()[0])
+        if not math.isfinite(norm):
+            raise UserError(
+                f"the gradient of the {self.policy} is not finite ({float(norm)}), and its weights "
+                f"are as before this step: lower {self.policy}.learning_rate, or look for a "
+                "question that the policy gives probability 0"
+            )
         if totals.terms:
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -305,6 +305,8 @@ class Recipe(Section):
     @field_validator("algorithm", mode="before")
     @classmethod
     def _dro_unless_said_otherwise(cls, settings: Any) -> Any:
+        if isinstance(settings, str):
+            raise ValueError(f"write algorithm.kind={settings}, or algorithm={{kind: {settings}}}")
         return {"kind": "dro", **settings} if isinstance(settings, dict) else settings
 
     @model_validator(mode="after")
@@ -364,10 +366,15 @@ class Recipe(Section):
                     f"algorithm.samples ({algorithm.samples}) exceeds retrieval.candidates "
                     f"({self.retrieval.candidates}), and kind: independent scores each once"
                 )
-        if rollout.decoding == "retriever" and isinstance(self.retrieval, GivenRetrieval):
+        if algorithm.kind == "trl_grpo" and rollout.decoding != "free":
             raise ValueError(
-                "rollout.decoding: retriever takes the documents of the highest scores, and "
-                "retrieval.kind: given has none"
+                "algorithm.kind: trl_grpo samples with transformers' generate: rollout.decoding "
+                f"must be free, not {rollout.decoding}"
+            )
+        if algorithm.clips != "no" and self.selector.lora and self.selector.lora.dropout:
+            raise ValueError(
+                f"algorithm.kind: {algorithm.kind} compares the selector with the one that sampled "
+                "without dropout: set selector.lora.dropout to 0"
             )
 
     @property

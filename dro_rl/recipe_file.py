@@ -35,6 +35,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def make_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe from plain settings; `source` is named in errors."""
+    if "arms" in settings:
+        raise UserError(f"{source}: is a comparison, not a recipe: dro-rl compare {source}")
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dro_rl import checkpoint
@@ -33,6 +33,39 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     Raises:
         UserError: bad input; nothing has been written when it is found before the start.
     """
+    start = prepare(recipe, console, resume)
+    questions, done = start.questions, start.done
+    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+        steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
+        teams = start_teams(recipe, cluster, start.models, console, steps)
+        run = resume or RunDirectory.create(recipe)
+        run.drop_after(done)
+        if done:
+            for policy, learner in teams.learners.items():
+                learner.submit("restore", checkpoint.folder_of(run, done) / policy)()
+            console.say(f"resumed {run.path} after iteration {done}")
+        run.write_recipe(recipe)  # of a resumed run: what it has been continued with
+        Trainer(recipe, run, questions, teams, start.reward, console).run_from(done)
+    return run
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: its questions, its reward, the iterations it has done, and the
+    policies of the last."""
+
+    questions: Split
+    reward: Reward
+    done: int
+    models: dict[PolicyName, str]
+
+
+def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> Start:
+    """Everything that can be refused before a process is started.
+
+    Raises:
+        UserError: bad input; nothing has been written.
+    """
     if resume is None:
         RunDirectory.check(recipe)
     questions = load_questions(recipe, console)
@@ -43,6 +76,12 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
             f"algorithm.tau: per_token divides a log-likelihood by the answer's length, and "
             f"{recipe.reward} is made of none: give a number"
         )
+    if reward.scale == "log" and getattr(recipe.algorithm, "maximise", None) == "reward":
+        console.say(
+            f"note: algorithm.kind: {recipe.algorithm.kind} maximises the likelihood itself, which "
+            "is tiny for long answers, and so are its advantages: algorithm.maximise=log_reward "
+            "takes its logarithm"
+        )
     done = checkpoint.latest(resume) if resume else 0
     models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
     if resume:
@@ -52,18 +91,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
             )
         models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
     check_prompts(recipe, models, questions)
-    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
-        steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
-        teams = start_teams(recipe, cluster, models, console, steps)
-        run = resume or RunDirectory.create(recipe)
-        run.drop_after(done)
-        if done:
-            for policy, learner in teams.learners.items():
-                learner.submit("restore", checkpoint.folder_of(run, done) / policy)()
-            console.say(f"resumed {run.path} after iteration {done}")
-        run.write_recipe(recipe)  # of a resumed run: what it has been continued with
-        Trainer(recipe, run, questions, teams, reward, console).run_from(done)
-    return run
+    return Start(questions, reward, done, models)
 
 
 def steps_per_iteration(recipe: Recipe, available: int) -> int:

@@ -20,13 +20,12 @@ from dro_rl import checkpoint
 from dro_rl.cluster import LocalTeam, open_cluster
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
-from dro_rl.questions import check_prompts, iteration_size, load_questions
-from dro_rl.recipe import POLICIES, PolicyName, Recipe
-from dro_rl.reward import load_reward
+from dro_rl.questions import iteration_size
+from dro_rl.recipe import Recipe
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
-from dro_rl.trainer import steps_per_iteration
+from dro_rl.trainer import prepare, steps_per_iteration
 
 
 def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) -> RunDirectory:
@@ -35,24 +34,13 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     Raises:
         UserError: bad input, or a recipe that TRL cannot run; nothing has been written then.
     """
-    if resume is None:
-        RunDirectory.check(recipe)
-    questions = load_questions(recipe, console)
+    start = prepare(recipe, console, resume)
+    questions, done = start.questions, start.done
     _check(recipe, len(questions.train))
-    reward = load_reward(recipe.reward)
-    done = checkpoint.latest(resume) if resume else 0
-    models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
-    if resume:
-        if done >= recipe.training.iterations:
-            raise UserError(
-                f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
-            )
-        models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
-    check_prompts(recipe, models, questions)
     from dro_rl.trl_trainer import TrlRun  # TRL takes 10 s to import: after what may be refused
 
     with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
-        teams = start_teams(recipe, cluster, models, console, None)
+        teams = start_teams(recipe, cluster, start.models, console, None)
         section, steps = recipe.selector, steps_per_iteration(recipe, len(questions.train))
         learner = Learner(
             recipe,
@@ -64,7 +52,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         teams.learners["selector"] = LocalTeam([learner])
         run = resume or RunDirectory.create(recipe)
         run.drop_after(done)
-        loop = TrlRun(recipe, run, questions, teams, reward, console)
+        loop = TrlRun(recipe, run, questions, teams, start.reward, console)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = loop.trainer(learner, done, scratch)  # before restoring: TRL's reference
             if done:
@@ -77,11 +65,6 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
 
 def _check(recipe: Recipe, available: int) -> None:
     """Refuse what TRL's trainer does not do."""
-    if recipe.decoding != "free":
-        raise UserError(
-            f"algorithm.kind: trl_grpo samples with transformers' generate: rollout.decoding must "
-            f"be free, not {recipe.decoding}"
-        )
     size, batch = iteration_size(recipe, available), recipe.training.batch_size
     if size % batch:
         raise UserError(

@@ -36,6 +36,7 @@ from dro_rl.tracking.run_directory import RunDirectory, write_text
 
 SIZES = (1, 2, 4, 8, 16)
 """The m that are compared."""
+_MOST_GIB = 16  # of gradients held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Row:
 
 
 def estimators(samples: int) -> dict[str, Algorithm]:
-    """What is compared at m: of log E[r] and of E[r], each with and without a baseline."""
+    """What is compared at m, with tau 1: of log E[r] and of E[r], with and without a baseline."""
     found: dict[str, Algorithm] = {
         "dro": DroAlgorithm(samples=samples),
         "reinforce without baseline": ReinforceAlgorithm(
@@ -89,6 +90,8 @@ def measure(
             "the variance is that of a selector that samples its own selections: this run's "
             "decoding or temperature is another"
         )
+    if recipe.selector.lora:
+        raise UserError("the variance is measured of full weights: this run's selector has LoRA")
     run = RunDirectory.open(folder)
     train = load_questions(recipe, console).train[:questions]
     rows: list[Row] = []
@@ -183,6 +186,12 @@ def _gram(learner: Learner, scored: ScoredRollout, distinct: Sequence) -> np.nda
         (logp,) = learner.objective.log_likelihoods([Target((completion,))])
         grads = torch.autograd.grad(logp, list(learner.trainable.values()), allow_unused=True)
         rows.append(torch.cat([g.flatten() for g in grads if g is not None]))
+        held = len(distinct) * rows[0].numel() * rows[0].element_size() / 2**30
+        if held > _MOST_GIB:
+            raise UserError(
+                f"{len(distinct)} different selections of a question times the selector's weights "
+                f"take {held:.0f} GiB: give fewer --repeats, or measure a smaller selector"
+            )
     jacobian = torch.stack(rows)
     return (jacobian @ jacobian.T).double().cpu().numpy()
 

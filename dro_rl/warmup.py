@@ -13,8 +13,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.data import Split
 from dro_rl.errors import UserError
+from dro_rl.evaluation import answer_recall
 from dro_rl.learner import Learner
 from dro_rl.policy.likelihood import Completion
 from dro_rl.policy.scratch import make_scratch
@@ -85,13 +87,25 @@ def selector_target(learner: Learner, example: Example, rng: random.Random) -> T
 
 def generator_target(learner: Learner, example: Example, rng: random.Random) -> Target:
     """The answer from the gold documents among distractors, in a random order."""
-    gold = [i for i, d in enumerate(example.candidates) if d.is_gold]
+    gold = _supporting(example)
     others = [i for i, d in enumerate(example.candidates) if not d.is_gold]
     room = max(0, learner.recipe.selector.documents - len(gold))
     extra = rng.sample(others, min(len(others), room, learner.recipe.warmup.distractors))
     documents = [*gold[: learner.recipe.selector.documents], *extra]
     rng.shuffle(documents)
     return answer_target(learner.writer, example, documents, "first")
+
+
+def _supporting(example: Example) -> list[int]:
+    """The gold documents, those first that add a part of the answer: the first K of them are not to
+    leave one out for two that say the same."""
+    gold = [i for i, d in enumerate(example.candidates) if d.is_gold]
+    chosen: list[int] = []
+    for i in gold:
+        before, after = (answer_recall(example, d, len(d)) for d in (chosen, [*chosen, i]))
+        if after > before:
+            chosen.append(i)
+    return [*chosen, *(i for i in gold if i not in chosen)]
 
 
 # --- how ------------------------------------------------------------------------------------------
@@ -192,7 +206,8 @@ def _learner(
     training = recipe.training.model_copy(
         update={"schedule": "cosine", "warmup_steps": steps // 20}
     )
-    settings = recipe.model_copy(update={"training": training})
+    # Supervised: a weighted likelihood, whatever algorithm the run will train with.
+    settings = recipe.model_copy(update={"training": training, "algorithm": DroAlgorithm()})
     return Learner(settings, policy, base, steps, learning_rate)
 
 

@@ -37,9 +37,12 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A loss, and what it is made of, as sums over rows: `clipped` is the share of a selection's
-    tokens (or of selections) whose gradient the clip removed, `kl` the divergence from the
-    reference [nats a selection], `value_loss` the value head's."""
+    """A loss, and what it is made of, as sums over rows.
+
+    `clipped` is the share of a selection's tokens (or of selections) whose gradient the clip
+    removed, `kl` the divergence from the reference [nats; a token's with `scale: std`, a
+    selection's without], `value_loss` the value head's.
+    """
 
     loss: Tensor
     clipped: float
@@ -88,13 +91,15 @@ def _clipped(log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor
     return torch.min(free, bounded), (bounded < free).float()
 
 
-def _value_loss(tokens: Tokens, clip: float) -> Tensor:
+def _value_loss(tokens: Tokens, clip: float | None) -> Tensor:
     """Half the squared error of the value, of the worse of it and it clipped to within `clip` of
     the value at sampling, as PPO's code and TRL's do; summed over tokens: (B,)."""
     assert tokens.values is not None and tokens.sampled_values is not None
     assert tokens.returns is not None
-    moved = (tokens.values - tokens.sampled_values).clamp(-clip, clip)
     error = (tokens.values - tokens.returns).square()
+    if clip is None:
+        return 0.5 * _token_sum(error, tokens.mask)
+    moved = (tokens.values - tokens.sampled_values).clamp(-clip, clip)
     bounded = (tokens.sampled_values + moved - tokens.returns).square()
     return 0.5 * _token_sum(torch.max(error, bounded), tokens.mask)
 

@@ -6,7 +6,8 @@ gives V_t before each token, and without discounting
     delta_t = r_t + V_{t+1} - V_t,   A_t = delta_t + lambda A_{t+1},   return_t = A_t + V_t.
 
 The loss is the clipped ratio of each token plus `value_weight` times the value head's
-(`algorithms.losses`). With lambda = 1 the gradient at the policy that sampled is that of E[r].
+(`algorithms.losses`), which the model under the head learns too. With lambda = 1, without
+normalisation and without that second term, the gradient at the policy that sampled is that of E[r].
 """
 
 from __future__ import annotations

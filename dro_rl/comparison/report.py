@@ -64,7 +64,7 @@ class Report:
             self._standing(),
             "## What differs between the arms",
             settings.markdown() if settings.rows else "Nothing but their names.",
-            "Everything else is the same: questions, initial policies, sampling and training.",
+            "Every other setting is the same.",
             "## Held-out questions after the last iteration",
             arms.markdown() if arms.rows else "No run has finished yet.",
             self.note_on_arms(),

@@ -94,6 +94,8 @@ def load_comparison(name: str, overrides: Sequence[str] = ()) -> Comparison:
     """
     path = find_file(name, "recipes")
     settings = read_settings(path)
+    if "data" in settings and "arms" not in settings:
+        raise UserError(f"{path}: is a recipe, not a comparison: dro-rl train {path}")
     _refuse_doubles(path)
     own = [o for o in overrides if o.partition("=")[0].strip() in _OWN]
     for override in own:

@@ -73,7 +73,8 @@ def token_log_likelihoods_and_values(
         logits_B_C_V = layout.logits(model)
     finally:
         hook.remove()
-    values_B_C = head(read[0].to(head.weight.dtype))[..., 0].float()
+    with torch.autocast(head.weight.device.type, enabled=False):
+        values_B_C = head(read[0].float())[..., 0]
     return layout.log_likelihoods(logits_B_C_V), layout.scatter(layout.gather(values_B_C))
 
 

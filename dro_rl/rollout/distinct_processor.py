@@ -83,10 +83,8 @@ class DistinctProcessor(LogitsProcessor):
         if wanted is None:
             return None
         style, n, k, excluded = wanted
-        whole, key = (style, n, k), (style, n, k, *excluded)
-        if whole not in self._grammars:
-            writer = PromptWriter(load_tokenizer(self._tokenizer_name), style, max_tokens=0)
-            self._grammars[whole] = SelectionGrammar(writer, n, k)
+        key = (style, n, k)
         if key not in self._grammars:
-            self._grammars[key] = self._grammars[whole].without(excluded)
-        return self._grammars[key]
+            writer = PromptWriter(load_tokenizer(self._tokenizer_name), style, max_tokens=0)
+            self._grammars[key] = SelectionGrammar(writer, n, k)
+        return self._grammars[key].without(excluded) if excluded else self._grammars[key]

@@ -30,7 +30,7 @@ class IndependentRanker:
 
     def __init__(self, engine: Engine, writer: PromptWriter) -> None:
         self.engine, self.writer = engine, writer
-        self._grammars: dict[tuple[int, tuple[int, ...]], SelectionGrammar] = {}
+        self._whole: dict[int, SelectionGrammar] = {}
         self._tokens = cache(lambda document: writer.completion(write_selection((document,))))
 
     def single(
@@ -100,11 +100,9 @@ class IndependentRanker:
         return sum(len(tokens) > 1 for tokens in following.values()) > 1
 
     def _grammar(self, n: int, taken: tuple[int, ...]) -> SelectionGrammar:
-        if (n, ()) not in self._grammars:
-            self._grammars[n, ()] = SelectionGrammar(self.writer, n, 1)
-        if (n, taken) not in self._grammars:
-            self._grammars[n, taken] = self._grammars[n, ()].without(taken)
-        return self._grammars[n, taken]
+        if n not in self._whole:
+            self._whole[n] = SelectionGrammar(self.writer, n, 1)
+        return self._whole[n].without(taken)
 
     def _selection(self, documents: tuple[int, ...], logp: float) -> Selection:
         text = write_selection(documents)

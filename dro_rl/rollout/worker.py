@@ -54,6 +54,7 @@ class RolloutWorker:
             seed=recipe.training.seed,
         )
         self._grammars: dict[int, SelectionGrammar] = {}
+        self._ranker: IndependentRanker | None = None
         self._version = 0
         self._start_seconds = time.perf_counter() - started
 
@@ -140,7 +141,9 @@ class RolloutWorker:
     def _independent(self) -> IndependentRanker:
         from dro_rl.rollout.independent import IndependentRanker
 
-        return IndependentRanker(self._engine, self._writer)
+        if self._ranker is None:
+            self._ranker = IndependentRanker(self._engine, self._writer)
+        return self._ranker
 
     def answer(
         self, examples: Sequence[Example], selections: Sequence[tuple[int, ...]]

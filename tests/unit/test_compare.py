@@ -503,3 +503,8 @@ def test_compare_reads_no_torch_before_it_runs(write):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_recipe_is_not_a_comparison():
+    with pytest.raises(UserError, match="is a recipe, not a comparison: dro-rl train"):
+        load_comparison("demo.yaml")

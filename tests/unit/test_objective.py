@@ -138,7 +138,7 @@ def test_equal_selections_are_one_forward_pass(folder, kind):
 # --- the selector that training started with ----------------------------------------------------
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8, "dropout": 0.1}])
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
 def test_the_divergence_is_from_the_initial_selector_after_the_policy_has_moved(folder, lora):
     """Full weights: a frozen copy. LoRA: the same model with its adapters off, without dropout."""
     initial = make_learner(folder, {"kind": "rloo"})

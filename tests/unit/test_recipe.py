@@ -251,7 +251,7 @@ def test_an_option_that_an_algorithm_does_not_have_is_told(write, settings, told
     assert told in problem(write(), f"algorithm={settings}")
 
 
-@pytest.mark.parametrize("kind", ["maxrl", "grpo", "rloo", "trl_grpo"])
+@pytest.mark.parametrize("kind", ["maxrl", "grpo", "rloo", "independent", "trl_grpo"])
 def test_a_baseline_of_the_others_needs_others(write, kind):
     train = "train: [selector]"
     told = problem(write(), f"algorithm={{kind: {kind}, samples: 1, {train}}}")
@@ -265,7 +265,7 @@ def test_a_generator_alone_learns_from_one_selection(write, kind):
     load_recipe(write(), [f"algorithm={{kind: {kind}, samples: 1, train: [generator]}}"])
 
 
-@pytest.mark.parametrize("kind", ["dro", "reinforce", "ppo", "independent"])
+@pytest.mark.parametrize("kind", ["dro", "reinforce", "ppo"])
 def test_algorithms_without_a_group_take_one_sample(write, kind):
     load_recipe(write(), [f"algorithm={{kind: {kind}, samples: 1}}"])
 
@@ -303,15 +303,36 @@ def test_the_retriever_leaves_the_selector_nothing_to_learn(write):
     told = problem(write(), retriever)
     assert "rollout.decoding: retriever selects without the selector" in told
     assert "set algorithm.train: [generator]" in told
-    given = problem(write(), retriever, "algorithm.train=[generator]")
-    assert "retrieval.kind: given has none" in given
-    load_recipe(write(), [retriever, "algorithm.train=[generator]", "retrieval.kind=bm25"])
+    load_recipe(write(), [retriever, "algorithm.train=[generator]"])
 
 
 def test_trls_trainer_is_of_the_selector_alone(write):
     told = problem(write(), "algorithm={kind: trl_grpo, train: [selector, generator]}")
     assert "kind: trl_grpo trains the selector alone: train: [selector]" in told
     assert load_recipe(write(), ["algorithm={kind: trl_grpo}"]).algorithm.train == ["selector"]
+
+
+def test_trls_trainer_samples_freely(write):
+    told = problem(write(), "algorithm.kind=trl_grpo", "rollout.decoding=distinct")
+    assert "rollout.decoding must be free, not distinct" in told
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_a_ratio_to_the_policy_that_sampled_allows_no_dropout(write, kind):
+    lora = "selector.lora={rank: 4, dropout: 0.1}"
+    told = problem(write(), f"algorithm={{kind: {kind}}}", lora)
+    assert "set selector.lora.dropout to 0" in told
+    load_recipe(write(), [f"algorithm={{kind: {kind}, train: [generator]}}", "selector.lora=null"])
+    load_recipe(write(), [lora])
+
+
+def test_an_algorithm_given_by_its_name_alone_is_told_how(write):
+    assert "write algorithm.kind=grpo" in problem(write(), "algorithm=grpo")
+
+
+def test_a_comparison_is_not_a_recipe(write):
+    text = "base: demo.yaml\nseeds: [0]\noutput: out\narms: {dro: {}}\n"
+    assert "is a comparison, not a recipe: dro-rl compare" in problem(write(text))
 
 
 def test_an_algorithm_of_another_kind_keeps_samples_and_train_alone(write):
