@@ -213,3 +213,24 @@ def test_miniature_training_learns_to_repeat_and_saves_a_model(tmp_path):
     ids = tokenizer("Question: Name the Kovac hometown.\nAnswer:", return_tensors="pt")
     written = model.generate(**ids, max_new_tokens=2, do_sample=False)
     assert written.shape[1] > ids.input_ids.shape[1]
+
+
+def test_an_echo_states_a_fact_again_in_other_words():
+    """Both copies are gold, have different titles and the same claim; without echoes no fact is
+    stated twice, and the world is what it was."""
+    seen = 0
+    for example in make_examples(100, seed=3, echoes=0.5):
+        claims: dict[str, list[str]] = {}
+        for document in example.candidates:
+            if "rumour" not in document.title:
+                person = document.title.split()[0]
+                claims.setdefault(f"{person}: {document.text.split(',')[0]}", []).append(
+                    document.title
+                )
+        assert all(len(set(titles)) == len(titles) <= 2 for titles in claims.values())
+        seen += sum(len(titles) == 2 for titles in claims.values())
+        gold = [d for d in example.candidates if d.is_gold]
+        assert len(gold) >= len(example.parts)
+        assert all(any(part in d.text for part in example.parts) for d in gold)
+    assert seen > 100
+    assert make_examples(20, seed=3) == make_examples(20, seed=3, echoes=0.0)

@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from dro_rl.algorithms import Group, weigh
+from dro_rl.inference import _results_matter
 from dro_rl.learner import Learner
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.likelihood import log_likelihood
@@ -269,3 +270,11 @@ def test_equal_scores_keep_the_order_of_the_documents(folder):
     worker = RolloutWorker(recipe, "selector", recipe.selector.model)
     (rollout,) = worker.select([replace(make_example(), scores=(1.0,) * 5)], 1, seed=0)
     assert rollout.selections[0].documents == (0, 1)
+
+
+def test_an_evaluation_under_another_algorithms_decoding_is_not_the_runs_own(folder):
+    settings = {"algorithm": {"kind": "independent", "samples": 4}}
+    independent = make_recipe(folder, **settings)
+    assert _results_matter(independent) != _results_matter(make_recipe(folder))
+    reinforce = make_recipe(folder, algorithm={"kind": "reinforce"})
+    assert _results_matter(reinforce) == _results_matter(make_recipe(folder))

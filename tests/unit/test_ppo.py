@@ -149,3 +149,17 @@ def test_value_loss_is_clipped(value, loss, gradient):
     assert parts.value_loss == pytest.approx(loss, abs=1e-6)
     assert parts.loss.item() == pytest.approx(3 * loss, abs=1e-6)
     assert values.grad.item() == pytest.approx(3 * gradient, abs=1e-6)
+
+
+def test_without_a_value_clip_the_error_counts_whole():
+    """A value that moved from 0 to 3 towards a return of 10: clipped at 0.2, the worse error is the
+    clipped one, which has no gradient; without a clip it is (3 - 10)^2 / 2."""
+    value = torch.tensor([[3.0]], requires_grad=True)
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    tokens = Tokens(zero, zero, zero, torch.ones(1), one, None, value, zero, 10 * one)
+    for clip, loss, gradient in ((0.2, 0.5 * 9.8**2, 0.0), (None, 24.5, -7.0)):
+        algorithm = section(value_weight=1.0, value_clip=clip)
+        parts = clipped_ratio_loss(algorithm, tokens)
+        (found,) = torch.autograd.grad(parts.loss, value)
+        assert parts.value_loss == pytest.approx(loss)
+        assert found.item() == pytest.approx(gradient)

@@ -5,7 +5,10 @@ birthplace"), its text a sentence ("Born in Lyon, according to town records."). 
 contradicts one fact ("Kovac birthplace rumour": "Born in Oslo, people say of Kovac."): it has
 every look-up word of the truth and names the person twice, so a lexical retriever likes it better,
 and a generator that reads it alone answers wrongly. The other candidates are near misses: the same
-person with another relation, another person with the same relation.
+person with another relation, another person with the same relation. An *echo* states a fact that
+another candidate states already, under the relation's other name: useful alone, useless beside the
+other, so the worth of a document depends on what else is selected. Both are gold, so with echoes
+gold recall stays below 1 for the best K documents too: read the recall of the answer.
 
 Facts are drawn anew for every question, so a policy can memorise none: it has to read.
 
