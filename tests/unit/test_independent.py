@@ -235,14 +235,15 @@ def test_training_ranks_documents_and_evaluation_selects_k_of_them(folder):
 
 # --- the retriever ------------------------------------------------------------------------------
 
+RETRIEVER = {
+    "retrieval": {"kind": "bm25"},
+    "rollout": {"decoding": "retriever"},
+    "algorithm": {"train": ["generator"]},
+}
+
 
 def test_the_retrievers_best_k_are_selected_whatever_is_asked(folder):
-    recipe = make_recipe(
-        folder,
-        retrieval={"kind": "bm25"},
-        rollout={"decoding": "retriever"},
-        algorithm={"train": ["generator"]},
-    )
+    recipe = make_recipe(folder, **RETRIEVER)
     worker = RolloutWorker(recipe, "selector", recipe.selector.model)
     examples = [
         replace(make_example(0), scores=(0.1, 3.0, -2.0, 3.5, 0.0)),
@@ -261,12 +262,7 @@ def test_the_retrievers_best_k_are_selected_whatever_is_asked(folder):
 
 
 def test_equal_scores_keep_the_order_of_the_documents(folder):
-    recipe = make_recipe(
-        folder,
-        retrieval={"kind": "bm25"},
-        rollout={"decoding": "retriever"},
-        algorithm={"train": ["generator"]},
-    )
+    recipe = make_recipe(folder, **RETRIEVER)
     worker = RolloutWorker(recipe, "selector", recipe.selector.model)
     (rollout,) = worker.select([replace(make_example(), scores=(1.0,) * 5)], 1, seed=0)
     assert rollout.selections[0].documents == (0, 1)
