@@ -11,10 +11,11 @@ from dro_rl.cluster import open_cluster
 from dro_rl.data import load_examples
 from dro_rl.data.hotpotqa import read_publishers
 from dro_rl.data.jsonl import read_jsonl
+from dro_rl.data_sections import Bm25Retrieval
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.questions import load_questions, with_candidates
-from dro_rl.recipe import Bm25Retrieval, PolicyName, Recipe
+from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_corpus

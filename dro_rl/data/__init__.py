@@ -5,7 +5,7 @@ from __future__ import annotations
 from dro_rl.data.hotpotqa import load_hotpotqa
 from dro_rl.data.jsonl import load_jsonl
 from dro_rl.data.split import Split
-from dro_rl.recipe import Data, FactsData, HotpotData
+from dro_rl.data_sections import Data, FactsData, HotpotData
 
 __all__ = ["Split", "load_examples"]
 

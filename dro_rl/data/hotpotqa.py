@@ -24,9 +24,9 @@ from dro_rl.data.split import (
     check_unique,
     split_files,
 )
+from dro_rl.data_sections import HotpotData
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe
-from dro_rl.recipe import HotpotData
 from dro_rl.records import Document, Example
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

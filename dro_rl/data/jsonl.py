@@ -16,8 +16,8 @@ from dro_rl.data.split import (
     check_unique,
     split_files,
 )
+from dro_rl.data_sections import JsonlData
 from dro_rl.jsonlines import read_lines
-from dro_rl.recipe import JsonlData
 from dro_rl.records import Document, Example
 
 SCHEMA = (

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from dro_rl.data_sections import HotpotData, JsonlData
 from dro_rl.errors import UserError
-from dro_rl.recipe import HotpotData, JsonlData
 from dro_rl.records import Example
 
 

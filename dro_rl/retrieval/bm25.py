@@ -16,8 +16,8 @@ import bm25s
 import numpy as np
 import Stemmer
 
+from dro_rl.data_sections import Bm25Retrieval
 from dro_rl.errors import UserError
-from dro_rl.recipe import Bm25Retrieval
 from dro_rl.records import Document, Example
 from dro_rl.retrieval.corpus import pool, read_corpus
 

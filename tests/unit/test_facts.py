@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dro_rl.data.facts import world
 from dro_rl.data.facts.tokenizer import make_tokenizer, vocabulary
 from dro_rl.data.facts.world import make_examples
+from dro_rl.data_sections import Bm25Retrieval
 from dro_rl.prompts import PromptWriter, read_selection, write_selection
-from dro_rl.recipe import Bm25Retrieval
 from dro_rl.retrieval import add_candidates
 
 pytestmark = pytest.mark.unit

@@ -13,8 +13,8 @@ import pytest
 from real_data import REAL, needs_real_data
 
 from dro_rl.data import load_examples
+from dro_rl.data_sections import HotpotData
 from dro_rl.errors import UserError
-from dro_rl.recipe import HotpotData
 from dro_rl.records import Document
 
 pytestmark = pytest.mark.unit

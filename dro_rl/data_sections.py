@@ -1,0 +1,95 @@
+"""The recipe's `data` and `retrieval` sections: where questions come from, and their candidates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from dro_rl.sections import Rate, Section
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class FactsData(Section):
+    """The built-in closed world: generated questions, nothing to download."""
+
+    kind: Literal["facts"]
+    train_questions: PositiveInt = 1024
+    evaluation_questions: PositiveInt = 200
+    documents: int = Field(default=8, ge=4, le=20, description="documents a question")
+    rumours: Rate = Field(default=0.3, description="share of documents that contradict the truth")
+    echoes: Rate = Field(default=0.0, description="share of the others that repeat a fact")
+
+
+class HotpotData(Section):
+    """HotpotQA: the publishers' JSON file, or the hub's layout through `datasets`."""
+
+    kind: Literal["hotpotqa"]
+    path: str = Field(description="a .json file, a folder in the hub's layout, or a hub name")
+    configuration: Literal["distractor", "fullwiki"] = "distractor"
+    train_split: str = "train"
+    evaluation_split: str = "validation"
+    evaluation_path: str | None = Field(
+        default=None, description="another .json file for evaluation"
+    )
+    evaluation_questions: PositiveInt | None = Field(
+        default=None,
+        description="how many; taken from the end of one .json file when it is the only one",
+    )
+    train_questions: PositiveInt | None = None
+
+
+class JsonlData(Section):
+    """JSON lines: id, question, answers, documents[title, text, is_gold]."""
+
+    kind: Literal["jsonl"]
+    path: str
+    evaluation_path: str | None = Field(default=None, description="another file for evaluation")
+    evaluation_questions: PositiveInt | None = Field(
+        default=None, description="how many; taken from the end of `path` when it is the only file"
+    )
+    train_questions: PositiveInt | None = None
+
+
+Data = Annotated[FactsData | HotpotData | JsonlData, Field(discriminator="kind")]
+
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+class RetrievalSection(Section):
+    candidates: PositiveInt = Field(default=20, description="N, documents the selector reads")
+    shuffle: bool = Field(
+        default=True, description="seeded order per question: position tells nothing"
+    )
+
+
+class GivenRetrieval(RetrievalSection):
+    """The documents that come with the question."""
+
+    kind: Literal["given"]
+
+
+class Bm25Retrieval(RetrievalSection):
+    """BM25, stemmed, over the paragraphs of all questions or over each question's own."""
+
+    kind: Literal["bm25"]
+    corpus: Literal["pooled", "own"] = Field(
+        default="pooled",
+        description="pooled: paragraphs of all questions; own: rank the question's own",
+    )
+    corpus_path: str | None = Field(
+        default=None, description="JSON lines of title and text, instead"
+    )
+    k1: PositiveFloat = 1.5
+    b: Rate = 0.75
+    cache_dir: str = "~/.cache/dro_rl/retrieval"
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> Bm25Retrieval:
+        if self.corpus_path and self.corpus == "own":
+            raise ValueError("corpus: own ranks the question's own documents: drop corpus_path")
+        return self
+
+
+Retrieval = Annotated[GivenRetrieval | Bm25Retrieval, Field(discriminator="kind")]
