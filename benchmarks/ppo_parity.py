@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", message="TRL currently supports vLLM", categor
 from benchmarks.trl_parity import LEVELS, Weights, _moved, _weights  # noqa: E402
 from dro_rl.algorithms import Group, weigh  # noqa: E402
 from dro_rl.learner import Learner  # noqa: E402
-from dro_rl.policy.likelihood import Completion, token_log_likelihoods  # noqa: E402
+from dro_rl.policy.likelihood import Completion  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.records import Rollout, Selection, WeightedRollout  # noqa: E402
 from tests.tiny import make_example, make_recipe  # noqa: E402
@@ -105,9 +105,8 @@ def make_problem(folder: Path) -> Problem:
         assert pad == 0 and pad not in prompt  # TRL takes it for no token at all
         rows = torch.randint(1, vocabulary, (SAMPLES, TOKENS), generator=draw).tolist()
         with torch.no_grad():
-            logps = token_log_likelihoods(
-                learner.model, [Completion(prompt, tuple(ids)) for ids in rows]
-            ).tolist()
+            completions = [Completion(prompt, tuple(ids)) for ids in rows]
+            logps = learner.objective.likelihood.tokens(completions).tolist()
         selections = [
             Selection("", tuple(ids), tuple(p), (), True)
             for ids, p in zip(rows, logps, strict=True)

@@ -28,8 +28,8 @@ def in_words(recipe: Recipe) -> list[str]:
         f"{algorithm.kind} by {recipe.reward}.",
         f"The M-step passes over them {_times(training.epochs)}; an optimiser step takes "
         f"{training.batch_size} questions ({training.batch_size * algorithm.samples} selections), "
-        f"{training.microbatch_size} questions ({training.microbatch_size * algorithm.samples} "
-        "selections, equal ones computed once) in a forward pass.",
+        f"equal ones computed once, as many questions in a forward pass as make up "
+        f"{training.tokens_per_microbatch} tokens.",
     ]
     if questions != "all":
         steps = -(-questions // training.batch_size) * training.epochs

@@ -16,7 +16,7 @@ import torch
 from dro_rl.errors import UserError
 from dro_rl.objective import Evaluated, Objective
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.likelihood import Completion, batches
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
 from dro_rl.prompts import write_selection
@@ -71,7 +71,6 @@ class Totals:
         self.gap += sum(abs(p - sum(t.logq)) for p, t in zip(logps, targets, strict=True) if t.logq)
         self.truncated_documents += sum(t.truncated_documents for t in targets)
         self.terms += len(targets)
-        self.tokens += sum(len(c) for t in targets for c in t.completions)
 
 
 class Learner:
@@ -111,9 +110,10 @@ class Learner:
             self.optimizer, _schedule(recipe.training, total_steps)
         )
 
-    def ready(self) -> dict[str, float]:
-        """Parameters, for the start-up table."""
+    def ready(self) -> dict[str, float | str]:
+        """Parameters and the way of the forward pass, for the start-up table."""
         return {
+            "forward": self.objective.likelihood.describe(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "trainable": sum(p.numel() for p in self.trainable.values()),
         }
@@ -161,14 +161,15 @@ class Learner:
         Micro-batches hold whole questions and each loss is divided by the batch's number of
         questions, so the gradient does not depend on where the batch is split.
         """
-        size = self.recipe.training.microbatch_size
         ordered = sorted((g for g in groups if g), key=_longest)  # equal lengths: less padding
+        likelihood, budget = self.objective.likelihood, self.recipe.training.tokens_per_microbatch
         totals = Totals()
-        for start in range(0, len(ordered), size):
-            targets = [t for g in ordered[start : start + size] for t in g]
+        for part in batches(likelihood, [_completions(g) for g in ordered], budget):
+            targets = [t for g in ordered[part] for t in g]
             evaluated = self.objective.loss(targets)
             (evaluated.parts.loss / len(groups)).backward()
             totals.add(evaluated, targets, len(groups))
+            totals.tokens += likelihood.cost(_completions(targets))
         return totals
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
@@ -241,8 +242,12 @@ class Learner:
             torch.cuda.set_rng_state(state["cuda_rng"])
 
 
+def _completions(targets: Sequence[Target]) -> list[Completion]:
+    return [c for t in targets for c in t.completions]
+
+
 def _longest(group: Sequence[Target]) -> int:
-    return max((len(c) for t in group for c in t.completions), default=0)
+    return max(map(len, _completions(group)))
 
 
 def _schedule(training: Any, total_steps: int):

@@ -19,11 +19,7 @@ from dro_rl.algorithm_sections import GrpoAlgorithm, PpoAlgorithm
 from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
 from dro_rl.policy import causal_lm
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy.likelihood import (
-    Completion,
-    token_log_likelihoods,
-    token_log_likelihoods_and_values,
-)
+from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
 from dro_rl.prompts import PromptWriter
 from dro_rl.recipe import PolicyName, Recipe
@@ -54,6 +50,7 @@ class Objective:
     ) -> None:
         self.recipe, self.policy, self.model, self.writer = recipe, policy, model, writer
         self.section, self.algorithm = recipe.policy(policy), recipe.algorithm
+        self.likelihood = Likelihood(model, self.section.likelihood)
         selects = policy == "selector"
         self.clips = selects and self.algorithm.clips != "no"
         self.value_head: nn.Linear | None = None
@@ -65,9 +62,10 @@ class Objective:
         self._restrained = (
             selects and isinstance(self.algorithm, GrpoAlgorithm) and self.algorithm.kl > 0
         )
-        self._reference: Any = None
+        self._reference: Likelihood | None = None
         if self._restrained and self.section.lora is None:
-            self._reference = causal_lm.load_model(self.section, initial, training=False)
+            frozen = causal_lm.load_model(self.section, initial, training=False)
+            self._reference = Likelihood(frozen, self.section.likelihood)
         self._grammars: dict[int, SelectionGrammar] = {}
 
     # --- loss terms -----------------------------------------------------------------------------
@@ -135,15 +133,13 @@ class Objective:
         values = None
         with self._autocast():
             if self.value_head is not None:
-                logps, values = token_log_likelihoods_and_values(
-                    self.model, self.value_head, completions
-                )
+                logps, values = self.likelihood.tokens_and_values(completions, self.value_head)
             else:
-                logps = token_log_likelihoods(self.model, completions)
+                logps = self.likelihood.tokens(completions)
         reference = None
         if self._restrained:
-            with torch.no_grad(), self._as_reference() as model, self._autocast():
-                reference = token_log_likelihoods(model, completions)
+            with torch.no_grad(), self._as_reference() as likelihood, self._autocast():
+                reference = likelihood.tokens(completions)
 
         def padded(rows: Sequence[Sequence[float]]) -> Tensor:
             out = torch.zeros(logps.shape)
@@ -173,28 +169,28 @@ class Objective:
         return Evaluated(parts, logps.detach().sum(1).tolist())
 
     @contextmanager
-    def _as_reference(self) -> Iterator[Any]:
+    def _as_reference(self) -> Iterator[Likelihood]:
         """The selector as it was when training started."""
         disabled = nullcontext() if self._reference is not None else self.model.disable_adapter()
         with disabled:
-            yield self._reference or self.model
+            yield self._reference or self.likelihood
 
     def log_likelihoods(self, targets: Sequence[Target]) -> Tensor:
         """log p of each target [nats], with its graph."""
         with self._autocast():
-            return target_log_likelihoods(self.model, targets)
+            return target_log_likelihoods(self.likelihood, targets)
 
     # --- reading --------------------------------------------------------------------------------
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
         scores = []
-        with self.reading():
-            for r in rollouts:
-                unique = {s.token_ids: self.selection(r, s.token_ids) for s in r.selections}
-                logps = self.log_likelihoods([Target((c,)) for c in unique.values()])
-                table = dict(zip(unique, logps.tolist(), strict=True))
-                scores.append([table[s.token_ids] for s in r.selections])
+        with self.reading(), self._autocast():
+            for part, completions in self._distinct(rollouts):
+                logps = iter(self.likelihood.of(completions).tolist())
+                for r in part:
+                    table = {ids: next(logps) for ids in _distinct_ids(r)}
+                    scores.append([table[s.token_ids] for s in r.selections])
         return scores
 
     def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
@@ -202,20 +198,26 @@ class Objective:
         assert self.value_head is not None
         scores = []
         with self.reading(), self._autocast():
-            for r in rollouts:
-                unique = {s.token_ids: self.selection(r, s.token_ids) for s in r.selections}
-                _, values = token_log_likelihoods_and_values(
-                    self.model, self.value_head, list(unique.values())
-                )
-                rows = zip(unique, values.tolist(), strict=True)
-                table = {ids: tuple(row[: len(ids)]) for ids, row in rows}
-                scores.append(tuple(table[s.token_ids] for s in r.selections))
+            for part, completions in self._distinct(rollouts):
+                _, values = self.likelihood.tokens_and_values(completions, self.value_head)
+                rows = iter(values.tolist())
+                for r in part:
+                    table = {ids: tuple(next(rows)[: len(ids)]) for ids in _distinct_ids(r)}
+                    scores.append(tuple(table[s.token_ids] for s in r.selections))
         return scores
+
+    def _distinct(
+        self, rollouts: Sequence[Rollout]
+    ) -> Iterator[tuple[Sequence[Rollout], list[Completion]]]:
+        """A micro-batch of rollouts each, and all their different selections."""
+        groups = [[self.selection(r, ids) for ids in _distinct_ids(r)] for r in rollouts]
+        for part in batches(self.likelihood, groups, self.recipe.training.tokens_per_microbatch):
+            yield rollouts[part], [c for group in groups[part] for c in group]
 
     def tokens(self, completion: Completion) -> list[float]:
         """log p of each token of a completion [nats]."""
         with self.reading(), self._autocast():
-            return token_log_likelihoods(self.model, [completion])[0].tolist()
+            return self.likelihood.tokens([completion])[0].tolist()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -227,3 +229,8 @@ class Objective:
 
     def _autocast(self) -> torch.autocast:
         return causal_lm.autocast(self.section, self.model)
+
+
+def _distinct_ids(rollout: Rollout) -> list[tuple[int, ...]]:
+    """The different selections of a group, as tokens, in the order of their first appearance."""
+    return list(dict.fromkeys(s.token_ids for s in rollout.selections))

@@ -59,6 +59,11 @@ class PolicySection(Section):
     max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
     learning_rate: PositiveFloat = 1e-6
     gradient_checkpointing: bool = False
+    likelihood: Literal["auto", "dense"] = Field(
+        default="auto",
+        description="auto: what prompts share is computed once, where the model allows it; dense: "
+        "a padded row a completion",
+    )
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> PolicySection:
@@ -143,8 +148,9 @@ class TrainingSection(Section):
     questions_per_iteration: PositiveInt | Literal["all"] = "all"
     epochs: PositiveInt = Field(default=1, description="passes over an iteration's rollouts")
     batch_size: PositiveInt = Field(default=32, description="questions an optimiser step")
-    microbatch_size: PositiveInt = Field(
-        default=4, description="questions a forward pass; memory only"
+    tokens_per_microbatch: PositiveInt = Field(
+        default=8192,
+        description="tokens a forward pass, in whole questions (at least one); memory only",
     )
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear learning-rate warm-up")
@@ -248,8 +254,6 @@ class Recipe(Section):
         scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
-        if self.training.microbatch_size > self.training.batch_size:
-            raise ValueError("training.microbatch_size exceeds training.batch_size")
         return self
 
     def _check_sampling(self) -> None:

@@ -267,7 +267,8 @@ def _config(recipe: Recipe, steps: int, size: int, scratch: str) -> GRPOConfig:
     algorithm, training, section = recipe.algorithm, recipe.training, recipe.selector
     assert isinstance(algorithm, TrlGrpoAlgorithm)
     batch = training.batch_size
-    micro = max(d for d in range(1, training.microbatch_size + 1) if batch % d == 0)
+    fit = max(1, training.tokens_per_microbatch // (algorithm.samples * section.max_length))
+    micro = max(d for d in range(1, min(fit, batch) + 1) if batch % d == 0)
     args = GRPOConfig(
         output_dir=scratch,
         seed=training.seed,

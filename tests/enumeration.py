@@ -17,7 +17,6 @@ import torch
 from dro_rl.algorithm_sections import Algorithm, GrpoAlgorithm
 from dro_rl.algorithms import Coefficients, Group, weigh
 from dro_rl.learner import Learner
-from dro_rl.policy.likelihood import token_log_likelihoods
 from dro_rl.records import Rollout
 from dro_rl.reward.service import RewardService
 from tests.tiny import (
@@ -155,7 +154,7 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def _token_logps(learner: Learner, rollout: Rollout) -> torch.Tensor:
     completions = [learner.objective.selection(rollout, s.token_ids) for s in rollout.selections]
-    return token_log_likelihoods(learner.model, completions)
+    return learner.objective.likelihood.tokens(completions)
 
 
 def _gradient(learner: Learner, objective: torch.Tensor) -> np.ndarray:

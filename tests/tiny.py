@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import token_log_likelihoods
 from dro_rl.recipe import Recipe
 from dro_rl.records import Document, Example, Rollout, Selection
 from tests.models import make_llama, make_word_tokenizer
@@ -49,7 +48,7 @@ def make_recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:
         "generator": {"model": str(models["generator"]), **policy},
         "rollout": {"engine": "transformers"},
         "algorithm": {"samples": 4},
-        "training": {"batch_size": 4, "microbatch_size": 2, "max_grad_norm": 1e9},
+        "training": {"batch_size": 4, "tokens_per_microbatch": 100, "max_grad_norm": 1e9},
         "cluster": {"mode": "local"},
     }
     for name, changes in sections.items():
@@ -95,6 +94,6 @@ def as_sampled(learner: Learner, rollout: Rollout) -> Rollout:
     for s in rollout.selections:
         completion = learner.objective.selection(rollout, s.token_ids)
         with learner.objective.reading():
-            logps = token_log_likelihoods(learner.model, [completion])[0]
+            logps = learner.objective.likelihood.tokens([completion])[0]
         selections.append(replace(s, logps=tuple(logps.tolist())))
     return replace(rollout, selections=tuple(selections))

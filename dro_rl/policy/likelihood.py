@@ -1,21 +1,32 @@
-"""log p(completion | prompt) of a causal LM, with logits on completion tokens only.
+"""log p(completion | prompt) of a causal LM.
 
-Rows are padded on the right and carry no attention mask: causal attention never looks right, so
-the padding cannot be seen, and attention keeps its fastest kernel. Shape suffixes: B rows,
-T tokens, C completion positions that any row of the batch needs, V vocabulary.
+Two ways, equal in value and gradient. *Trie*: all completions packed into one row of tries, so that
+what they share (a prompt, leading documents) is computed once, nothing is padded, and logits are
+made where a completion is predicted, a chunk at a time. *Dense*: a padded row a completion, for
+models whose attention is not plain (`attention.unsupported`), and to check the other. Shape
+suffixes: B completions, T their tokens, R places where logits are read, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+
+from dro_rl.errors import UserError
+from dro_rl.policy.attention import Packed, unsupported, use_trie_attention
+from dro_rl.policy.trie import pack, packed_length
 
 AllowedTokens = Sequence[Sequence[int]]
+
+_CHUNK = 2**24
+"""Logits made at a time [elements]; more are made again in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,115 +44,261 @@ class Completion:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.token_ids)
 
-
-def log_likelihood(model: PreTrainedModel, completions: Sequence[Completion]) -> Tensor:
-    """Sum over tokens of log p(completion | prompt) [nats], float32, one a completion: (B,)."""
-    logps_B_T = token_log_likelihoods(model, completions)
-    return logps_B_T.sum(1)
-
-
-def token_log_likelihoods(model: PreTrainedModel, completions: Sequence[Completion]) -> Tensor:
-    """log p of every completion token [nats], float32.
-
-    Args:
-        model: a causal LM; its dtype (or autocast) is the dtype of the forward pass.
-        completions: B completions, each of at least one token after at least one prompt token.
-    Returns:
-        (B, T): T is the longest completion; positions after a row's end hold exactly 0.
-    """
-    layout = _Layout(completions)
-    return layout.log_likelihoods(layout.logits(model))
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The tokens that the model reads: the last is predicted, never read."""
+        return (*self.prompt_ids, *self.token_ids[:-1])
 
 
-def token_log_likelihoods_and_values(
-    model: Any, head: nn.Linear, completions: Sequence[Completion]
-) -> tuple[Tensor, Tensor]:
-    """log p of every completion token [nats], and the value of the state before it.
+class Likelihood:
+    """Log-likelihoods under one model, which may learn between calls.
 
-    The state is what the model's output embedding reads, so any causal LM has one.
+    The first use of the trie checks itself against the dense way.
 
     Args:
-        head: from the model's hidden size to 1.
-    Returns:
-        both (B, T) float32, 0 after a row's end.
+        model: a causal LM, with or without peft; its dtype (or autocast) is that of the forward.
+        way: "auto" takes the trie where the model can; "dense" never.
     """
-    read: list[Tensor] = []
-    output = model.get_output_embeddings()
-    hook = output.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+
+    def __init__(self, model: Any, way: str = "auto") -> None:
+        self.model = model
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.why_dense = "as the recipe says" if way == "dense" else unsupported(plain)
+        self._checked = False
+        if self.why_dense is None:
+            use_trie_attention(plain)
+
+    def describe(self) -> str:
+        """Which way, for people."""
+        return "trie" if self.why_dense is None else f"dense ({self.why_dense})"
+
+    def cost(self, completions: Sequence[Completion]) -> int:
+        """Tokens that a forward pass over them takes."""
+        if not completions:
+            return 0
+        if self.why_dense is None:
+            return packed_length([c.read for c in completions])
+        return len(completions) * max(len(c) - 1 for c in completions)
+
+    def of(self, completions: Sequence[Completion]) -> Tensor:
+        """Sum over tokens of log p(completion | prompt) [nats], float32: (B,)."""
+        return self.tokens(completions).sum(1)
+
+    def tokens(self, completions: Sequence[Completion]) -> Tensor:
+        """log p of every completion token [nats], float32.
+
+        Args:
+            completions: B of them, each of at least one token after at least one prompt token.
+        Returns:
+            (B, T): T is the longest completion; positions after a row's end hold exactly 0.
+        Raises:
+            UserError: on first use, the trie's values are not the dense way's.
+        """
+        return self._forward(completions).log_likelihoods()
+
+    def tokens_and_values(
+        self, completions: Sequence[Completion], head: nn.Linear
+    ) -> tuple[Tensor, Tensor]:
+        """log p of every completion token [nats], and the value of the state before it.
+
+        The state is what the model's output embedding reads, so any causal LM has one.
+
+        Args:
+            head: from the model's hidden size to 1.
+        Returns:
+            both (B, T) float32, 0 after a row's end.
+        """
+        forward = self._forward(completions)
+        return forward.log_likelihoods(), forward.values(head)
+
+    def _forward(self, completions: Sequence[Completion]) -> _Forward:
+        if self.why_dense is not None:
+            return _dense(self.model, completions)
+        if not self._checked:
+            self._check(completions)
+            self._checked = True
+        return _packed(self.model, completions)
+
+    def _check(self, completions: Sequence[Completion]) -> None:
+        """Compare both ways on what the first completion shares its prompt with."""
+        prompt = completions[0].prompt_ids
+        some = [c for c in completions if c.prompt_ids[:8] == prompt[:8]][:4]
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            fast, slow = (way(self.model, some).log_likelihoods() for way in (_packed, _dense))
+        self.model.train(training)
+        low = torch.is_autocast_enabled(fast.device.type) or self.model.dtype == torch.bfloat16
+        apart = (fast - slow).abs().nan_to_num(nan=0).max().item()  # nan: -inf both times
+        if not apart <= (0.25 if low else 1e-3):
+            raise UserError(
+                f"the shared-prefix forward of {type(self.model).__name__} differs from the plain "
+                f"one by {apart:.2g} nats on a token: set likelihood: dense for this policy, and "
+                "please report the model"
+            )
+
+
+def batches(
+    likelihood: Likelihood, groups: Sequence[Sequence[Completion]], tokens: int
+) -> Iterator[slice]:
+    """Runs of groups, in their order, whose forward pass takes at most so many tokens; a larger
+    group is alone in its run."""
+    start, filled = 0, 0
+    for i, group in enumerate(groups):
+        cost = likelihood.cost(group)
+        if i > start and filled + cost > tokens:
+            yield slice(start, i)
+            start, filled = i, 0
+        filled += cost
+    if groups:
+        yield slice(start, len(groups))
+
+
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """Where completions are predicted, and what the model made there.
+
+    hidden_R: what the output embedding reads, (R, hidden). logits_R: what it made of it, (R, V),
+    or None where that is still to be done. tables: of each of the R, the tokens that are allowed.
+    places: for every completion token, rows then tokens, which of the R predicts it.
+    """
+
+    completions: Sequence[Completion]
+    head: Any
+    hidden_R: Tensor
+    logits_R: Tensor | None
+    tables: Sequence[Sequence[int] | None]
+    places: np.ndarray
+
+    def log_likelihoods(self) -> Tensor:
+        """(B, T)."""
+        order = np.argsort(self.places, kind="stable")
+        places, device = self.places[order], self.hidden_R.device
+        labels = np.fromiter((t for c in self.completions for t in c.token_ids), np.int64)[order]
+        found, parts = [], self._parts()
+        for part in parts:
+            inside = slice(*np.searchsorted(places, (part.start, part.stop)))
+            chosen = torch.from_numpy(places[inside] - part.start).to(device)
+            wanted = torch.from_numpy(labels[inside]).to(device)
+            if len(parts) > 1 and torch.is_grad_enabled():
+                read = checkpoint(self._read, part, chosen, wanted, use_reentrant=False)
+            else:
+                read = self._read(part, chosen, wanted)
+            found.append(read)
+        back = torch.from_numpy(np.argsort(order)).to(device)
+        return self._scatter(torch.cat(found)[back])
+
+    def _parts(self) -> list[slice]:
+        """A chunk of logits each."""
+        total = len(self.hidden_R)
+        rows = total if self.logits_R is not None else max(1, _CHUNK // self.head.weight.shape[0])
+        return [slice(start, min(start + rows, total)) for start in range(0, total, rows)]
+
+    def _read(self, part: slice, chosen: Tensor, labels: Tensor) -> Tensor:
+        logits = self.head(self.hidden_R[part]) if self.logits_R is None else self.logits_R[part]
+        logits = _mask_disallowed(logits.float(), self.tables[part])
+        return logits.log_softmax(-1)[chosen, labels]
+
+    def values(self, head: nn.Linear) -> Tensor:
+        """(B, T)."""
+        with torch.autocast(self.hidden_R.device.type, enabled=False):
+            values_R = head(self.hidden_R.float())[..., 0]
+        return self._scatter(values_R[torch.from_numpy(self.places).to(values_R.device)])
+
+    def _scatter(self, values: Tensor) -> Tensor:
+        """(completion tokens,) to (B, T), 0 elsewhere."""
+        sizes = np.array([len(c.token_ids) for c in self.completions])
+        rows = np.repeat(np.arange(len(sizes)), sizes)
+        columns = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+        out = torch.zeros(len(sizes), int(sizes.max()), device=values.device)
+        where = tuple(torch.from_numpy(at).to(values.device) for at in (rows, columns))
+        return out.index_put(where, values)
+
+
+def _packed(model: Any, completions: Sequence[Completion]) -> _Forward:
+    trie = pack([c.read for c in completions])
+    nodes = [
+        int(node)
+        for c, path in zip(completions, trie.paths, strict=True)
+        for node in path[len(c.prompt_ids) - 1 :]
+    ]
+    reads = list(zip(nodes, _allowed(completions), strict=True))
+    index = {read: i for i, read in enumerate(dict.fromkeys(reads))}
+    device = model.device
+    row = Packed(trie, device)
+    with _output_embedding(model, skip=True) as (head, seen):
+        model(
+            input_ids=torch.from_numpy(trie.ids_N).to(device)[None],
+            attention_mask=row.no_mask(),
+            position_ids=torch.from_numpy(trie.depths_N).to(device)[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor([node for node, _ in index]).to(device),
+            trie=row,
+        )
+    places = np.fromiter((index[read] for read in reads), np.int64)
+    return _Forward(completions, head, seen[0][0], None, [table for _, table in index], places)
+
+
+def _dense(model: Any, completions: Sequence[Completion]) -> _Forward:
+    """Rows are padded on the right and carry no attention mask: causal attention never looks right,
+    so the padding cannot be seen, and attention keeps its fastest kernel."""
+    reads = [c.read for c in completions]
+    ids = torch.zeros(len(reads), max(map(len, reads)), dtype=torch.long)
+    for row, read in enumerate(reads):
+        ids[row, : len(read)] = torch.tensor(read)
+    starts = [len(c.prompt_ids) - 1 for c in completions]  # where the first token is predicted
+    columns = [
+        s + t for c, s in zip(completions, starts, strict=True) for t in range(len(c.token_ids))
+    ]
+    kept = sorted(set(columns))
+    rows = [row for row, c in enumerate(completions) for _ in c.token_ids]
+    device = model.device
+    with _output_embedding(model, skip=False) as (head, seen):
+        logits = model(
+            input_ids=ids.to(device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(kept).to(device),
+        ).logits
+    at = torch.tensor(rows).to(device), torch.tensor(np.searchsorted(kept, columns)).to(device)
+    tables = _allowed(completions)
+    return _Forward(completions, head, seen[0][at], logits[at], tables, np.arange(len(rows)))
+
+
+@contextmanager
+def _output_embedding(model: Any, *, skip: bool) -> Iterator[tuple[Any, list[Tensor]]]:
+    """The output embedding, and a list that will hold what it read.
+
+    With `skip` it makes the logits of one place alone: the others are for the caller to make. The
+    model's own forward still runs, since wrappers (FSDP, peft) hang on it.
+    """
+    seen: list[Tensor] = []
+
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        seen.append(inputs[0])
+        return (inputs[0][:, :1],) if skip else None
+
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(read)
     try:
-        layout = _Layout(completions)
-        logits_B_C_V = layout.logits(model)
+        yield head, seen
     finally:
         hook.remove()
-    with torch.autocast(head.weight.device.type, enabled=False):
-        values_B_C = head(read[0].float())[..., 0]
-    return layout.log_likelihoods(logits_B_C_V), layout.scatter(layout.gather(values_B_C))
 
 
-class _Layout:
-    """Completions as right-padded rows: where each token goes in, and where its logits come out."""
-
-    def __init__(self, completions: Sequence[Completion]) -> None:
-        self.completions = completions
-        longest = max(map(len, completions))
-        self.ids = torch.zeros(len(completions), longest - 1, dtype=torch.long)
-        for row, c in enumerate(completions):
-            joined = (*c.prompt_ids, *c.token_ids)[:-1]  # the last token is predicted, never read
-            self.ids[row, : len(joined)] = torch.tensor(joined)
-        starts = [len(c.prompt_ids) - 1 for c in completions]  # where the first token is predicted
-        needed = {p for c, s in zip(completions, starts, strict=True) for p in _span(c, s)}
-        self.keep_C = torch.tensor(sorted(needed))
-        self.widest = max(len(c.token_ids) for c in completions)
-        positions, labels, real = (
-            torch.zeros(len(completions), self.widest, dtype=dtype)
-            for dtype in (torch.long, torch.long, torch.bool)
-        )
-        for row, c in enumerate(completions):
-            n = len(c.token_ids)
-            span = torch.tensor(_span(c, starts[row]))
-            positions[row, :n] = torch.searchsorted(self.keep_C, span)
-            labels[row, :n] = torch.tensor(c.token_ids)
-            real[row, :n] = True
-        self.rows, self.columns = real.nonzero(as_tuple=True)
-        self.positions_N = positions[self.rows, self.columns]
-        self.labels_N = labels[self.rows, self.columns]
-
-    def logits(self, model: Any) -> Tensor:
-        """(B, C, V), in the dtype of the forward pass."""
-        device = model.device
-        return model(
-            input_ids=self.ids.to(device), use_cache=False, logits_to_keep=self.keep_C.to(device)
-        ).logits
-
-    def log_likelihoods(self, logits_B_C_V: Tensor) -> Tensor:
-        """(B, T) of the completions' tokens."""
-        logits_N_V = _mask_disallowed(self.gather(logits_B_C_V).float(), self.completions)
-        labels_N = self.labels_N.to(logits_N_V.device)
-        return self.scatter(logits_N_V.log_softmax(-1).gather(1, labels_N[:, None])[:, 0])
-
-    def gather(self, kept: Tensor) -> Tensor:
-        """(B, C, ...) at kept positions to (N, ...) by completion token: rows, then tokens."""
-        device = kept.device
-        return kept[self.rows.to(device), self.positions_N.to(device)]
-
-    def scatter(self, values_N: Tensor) -> Tensor:
-        """(N,) to (B, T), 0 elsewhere."""
-        device = values_N.device
-        out = torch.zeros(len(self.completions), self.widest, device=device)
-        return out.index_put((self.rows.to(device), self.columns.to(device)), values_N)
+def _allowed(completions: Sequence[Completion]) -> list[tuple[int, ...] | None]:
+    """Of every completion token, rows then tokens."""
+    return [
+        None if c.allowed is None else tuple(c.allowed[t])
+        for c in completions
+        for t in range(len(c.token_ids))
+    ]
 
 
-def _span(completion: Completion, start: int) -> range:
-    return range(start, start + len(completion.token_ids))
-
-
-def _mask_disallowed(logits_N_V: Tensor, completions: Sequence[Completion]) -> Tensor:
-    """-inf where constrained decoding could not have gone; N runs over rows, then tokens."""
-    if all(c.allowed is None for c in completions):
-        return logits_N_V
-    everything = range(logits_N_V.shape[1])
-    tables = [row for c in completions for row in (c.allowed or [everything] * len(c.token_ids))]
-    keep = torch.zeros(logits_N_V.shape, dtype=torch.bool)
-    for row, allowed in enumerate(tables):
-        keep[row, list(allowed)] = True
-    return logits_N_V.masked_fill(~keep.to(logits_N_V.device), float("-inf"))
+def _mask_disallowed(logits_R_V: Tensor, tables: Sequence[Sequence[int] | None]) -> Tensor:
+    """-inf where constrained decoding could not have gone."""
+    if all(table is None for table in tables):
+        return logits_R_V
+    keep = torch.zeros(logits_R_V.shape, dtype=torch.bool)
+    for row, table in enumerate(tables):
+        keep[row, slice(None) if table is None else list(table)] = True
+    return logits_R_V.masked_fill(~keep.to(logits_R_V.device), float("-inf"))

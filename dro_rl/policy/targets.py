@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from dro_rl.policy.likelihood import Completion, log_likelihood
+from dro_rl.policy.likelihood import Completion, Likelihood
 from dro_rl.prompts import PromptWriter
 from dro_rl.records import Example, TokenTargets
 
@@ -50,13 +49,13 @@ def answer_target(
     return Target(completions, coefficient, truncated_documents=prompt.truncated_documents)
 
 
-def target_log_likelihoods(model: PreTrainedModel, targets: Sequence[Target]) -> Tensor:
+def target_log_likelihoods(likelihood: Likelihood, targets: Sequence[Target]) -> Tensor:
     """log of the sum over each target's completions of p(completion | prompt) [nats], float32.
 
     At least one target; returns (targets,).
     """
     flat = [c for t in targets for c in t.completions]
-    logps = log_likelihood(model, flat)
+    logps = likelihood.of(flat)
     if len(flat) == len(targets):
         return logps
     parts = logps.split([len(t.completions) for t in targets])

@@ -11,7 +11,7 @@ import torch
 
 from dro_rl.errors import UserError
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion, token_log_likelihoods
+from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
@@ -35,6 +35,7 @@ class RewardService:
         self.reward = load_reward(recipe.reward)
         self.writer = causal_lm.prompt_writer(recipe.generator, model)
         self.model = causal_lm.load_model(recipe.generator, model, training=False)
+        self.likelihood = Likelihood(self.model, recipe.generator.likelihood)
 
     def ready(self) -> dict[str, str]:
         """The reward's name, for the start-up table."""
@@ -51,43 +52,33 @@ class RewardService:
         Raises:
             UserError: the reward returned something that is not a usable number; names the example.
         """
+        needed = "likelihood" in self.reward.needs
+        tables = self._likelihoods(rollouts) if needed else [None] * len(rollouts)
         scored = []
-        for start in range(0, len(rollouts), self.recipe.training.microbatch_size):
-            part = rollouts[start : start + self.recipe.training.microbatch_size]
-            likelihoods = self._likelihoods(part) if "likelihood" in self.reward.needs else None
-            for i, rollout in enumerate(part):
-                given = answers[start + i] if answers else [None] * len(rollout.selections)
-                table = {
-                    s.documents: Outcome(
-                        rollout.example,
-                        s.documents,
-                        likelihoods[i][s.documents] if likelihoods else None,
-                        self._answer_tokens(rollout.example) if likelihoods else 0,
-                        answer,
-                    )
-                    for s, answer in zip(rollout.selections, given, strict=True)
-                }
-                rewards = dict(zip(table, self._rewards(list(table.values())), strict=True))
-                scored.append(
-                    ScoredRollout(
-                        rollout,
-                        tuple(rewards[s.documents] for s in rollout.selections),
-                        self._answer_tokens(rollout.example) if likelihoods else 0,
-                    )
+        for i, (rollout, table) in enumerate(zip(rollouts, tables, strict=True)):
+            given = answers[i] if answers else [None] * len(rollout.selections)
+            length = self._answer_tokens(rollout.example) if needed else 0
+            outcomes = {
+                s.documents: Outcome(
+                    rollout.example,
+                    s.documents,
+                    table[s.documents] if table else None,
+                    length,
+                    answer,
                 )
+                for s, answer in zip(rollout.selections, given, strict=True)
+            }
+            rewards = dict(zip(outcomes, self._rewards(list(outcomes.values())), strict=True))
+            log_rewards = tuple(rewards[s.documents] for s in rollout.selections)
+            scored.append(ScoredRollout(rollout, log_rewards, length))
         return scored
 
     def log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
         """log p_g(y|x,d_zi) [nats] of every selection, whatever the reward: for the bound."""
-        result = []
-        for start in range(0, len(rollouts), self.recipe.training.microbatch_size):
-            part = rollouts[start : start + self.recipe.training.microbatch_size]
-            tables = self._likelihoods(part)
-            result += [
-                tuple(table[s.documents] for s in rollout.selections)
-                for rollout, table in zip(part, tables, strict=True)
-            ]
-        return result
+        return [
+            tuple(table[s.documents] for s in rollout.selections)
+            for rollout, table in zip(rollouts, self._likelihoods(rollouts), strict=True)
+        ]
 
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
         """Take the generator's new weights; what is scored carries no version of its own.
@@ -101,26 +92,25 @@ class RewardService:
         """log p of each token of a fixed completion [nats]: must equal the learner's."""
         completion = Completion(prompt_ids, token_ids)
         with torch.no_grad(), causal_lm.autocast(self.recipe.generator, self.model):
-            return token_log_likelihoods(self.model, [completion])[0].tolist()
+            return self.likelihood.tokens([completion])[0].tolist()
 
     def _likelihoods(self, rollouts: Sequence[Rollout]) -> list[dict[Documents, float]]:
-        keys = [
-            (i, documents)
-            for i, r in enumerate(rollouts)
-            for documents in dict.fromkeys(s.documents for s in r.selections)
+        """log p_g(y|x,d) [nats] of the different document lists of every rollout."""
+        lists = [list(dict.fromkeys(s.documents for s in r.selections)) for r in rollouts]
+        kind = self.recipe.generator.answers
+        groups = [
+            [answer_target(self.writer, r.example, documents, kind) for documents in some]
+            for r, some in zip(rollouts, lists, strict=True)
         ]
-        targets = [
-            answer_target(
-                self.writer, rollouts[i].example, documents, self.recipe.generator.answers
-            )
-            for i, documents in keys
-        ]
+        completions = [[c for target in group for c in target.completions] for group in groups]
+        budget = self.recipe.training.tokens_per_microbatch
+        logps: list[float] = []
         with torch.no_grad(), causal_lm.autocast(self.recipe.generator, self.model):
-            logps = target_log_likelihoods(self.model, targets).tolist()
-        tables: list[dict[Documents, float]] = [{} for _ in rollouts]
-        for (i, documents), logp in zip(keys, logps, strict=True):
-            tables[i][documents] = logp
-        return tables
+            for part in batches(self.likelihood, completions, budget):
+                flat = [target for group in groups[part] for target in group]
+                logps += target_log_likelihoods(self.likelihood, flat).tolist()
+        found = iter(logps)
+        return [{documents: next(found) for documents in some} for some in lists]
 
     def _answer_tokens(self, example: Example) -> int:
         return len(self.writer.completion(example.answers[0]))

@@ -83,7 +83,7 @@ def replacements(tmp_path_factory) -> list[str]:
         *(f"{p}.max_length=768" for p in ("selector", "generator")),
         "training.iterations=1",
         "training.batch_size=12",
-        "training.microbatch_size=2",
+        "training.tokens_per_microbatch=300",
         "algorithm.samples=4",
         "evaluation.samples=4",
     ]

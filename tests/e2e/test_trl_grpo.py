@@ -21,7 +21,7 @@ TINY = (
     "training.iterations=2",
     "training.questions_per_iteration=16",
     "training.batch_size=8",
-    "training.microbatch_size=3",
+    "training.tokens_per_microbatch=3100",
     "training.warmup_steps=2",
     "algorithm.kind=trl_grpo",
     "algorithm.samples=4",
@@ -84,7 +84,7 @@ def test_selections_are_those_of_our_prompts_and_rewards(told):
     """Two questions' prompts agree with the worker's token for token, or the log-probabilities
     that TRL gave their selections would not be our model's."""
     from dro_rl.learner import Learner
-    from dro_rl.policy.likelihood import Completion, token_log_likelihoods
+    from dro_rl.policy.likelihood import Completion
     from dro_rl.questions import load_questions, questions_of
     from dro_rl.recipe_file import load_recipe, localise
     from dro_rl.tracking.console import Console
@@ -100,7 +100,7 @@ def test_selections_are_those_of_our_prompts_and_rewards(told):
         prompt = learner.writer.select(example.question, example.candidates, 2)
         ids = learner.writer.completion(row["selection"])
         with torch.no_grad():
-            logps = token_log_likelihoods(learner.model, [Completion(prompt.token_ids, ids)])
+            logps = learner.objective.likelihood.of([Completion(prompt.token_ids, ids)])
         assert row["logq"] == pytest.approx(logps.sum().item(), abs=1e-4)
         named, malformed = read_selection(row["selection"], len(example.candidates), 2)
         assert (list(named), malformed) == (row["documents"], row["malformed"])

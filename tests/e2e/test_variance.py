@@ -16,7 +16,7 @@ TINY = (
     "training.iterations=1",
     "training.questions_per_iteration=8",
     "training.batch_size=8",
-    "training.microbatch_size=8",
+    "training.tokens_per_microbatch=1200",
     "algorithm.samples=2",
     "evaluation.samples=2",
 )

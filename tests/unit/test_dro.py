@@ -7,7 +7,6 @@ import pytest
 from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.dro import effective_sample_size, importance_weights
 from dro_rl.learner import Learner
-from dro_rl.policy.likelihood import log_likelihood
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.recipe import DroAlgorithm
 from dro_rl.records import Rollout, WeightedRollout
@@ -51,12 +50,12 @@ def enumerated(learners, everything):
     completions = [
         selector.objective.selection(everything, s.token_ids) for s in everything.selections
     ]
-    logp_s = log_likelihood(selector.model, completions)
+    logp_s = selector.objective.likelihood.of(completions)
     targets = [
         answer_target(generator.writer, everything.example, s.documents, "first")
         for s in everything.selections
     ]
-    return logp_s, target_log_likelihoods(generator.model, targets)
+    return logp_s, target_log_likelihoods(generator.objective.likelihood, targets)
 
 
 def test_selector_probabilities_sum_to_one(enumerated):

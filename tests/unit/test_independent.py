@@ -17,7 +17,6 @@ from dro_rl.algorithms import Group, weigh
 from dro_rl.inference import _results_matter
 from dro_rl.learner import Learner
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy.likelihood import log_likelihood
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.recipe import PolicySection, RolloutSection
@@ -199,7 +198,7 @@ def test_the_gradient_is_that_of_the_marginal_likelihood_of_the_best_documents(f
     logp_s = logits[ids].log_softmax(0)
     best = logp_s.topk(m).indices
     targets = [answer_target(generator.writer, example, [int(i)], "first") for i in best]
-    logp_g = target_log_likelihoods(generator.model, targets)
+    logp_g = target_log_likelihoods(generator.objective.likelihood, targets)
     (logp_s[best].log_softmax(0) + logp_g).logsumexp(0).backward()
     for learner in (selector, generator):
         exact = {n: -p.grad.clone() for n, p in learner.trainable.items()}
@@ -227,10 +226,8 @@ def test_training_ranks_documents_and_evaluation_selects_k_of_them(folder):
     learner = Learner(recipe, "selector", recipe.selector.model, 10, 1e-3)
     (logps,) = learner.score([training])
     assert logps == pytest.approx([s.logp for s in training.selections], abs=1e-4)
-    assert log_likelihood(
-        learner.model,
-        [learner.objective.selection(training, s.token_ids) for s in training.selections],
-    ).tolist() == pytest.approx(logps, abs=1e-5)
+    completions = [learner.objective.selection(training, s.token_ids) for s in training.selections]
+    assert learner.objective.likelihood.of(completions).tolist() == pytest.approx(logps, abs=1e-5)
 
 
 # --- the retriever ------------------------------------------------------------------------------

@@ -1,77 +1,338 @@
-"""log p(completion | prompt) against the plainest forward there is: one unpadded row at a time."""
+"""log p(completion | prompt), both ways, against the plainest forward there is: a row at a time."""
+
+import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Cohere2Config,
+    Gemma2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 
-from dro_rl.policy.likelihood import Completion, log_likelihood, token_log_likelihoods
+from dro_rl.errors import UserError
+from dro_rl.policy import likelihood as module
+from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import Target, target_log_likelihoods
 from tests.models import make_llama
 
+WAYS = ["auto", "dense"]
 RAGGED = [
     Completion((1, 7, 9, 12), (5, 6)),
     Completion((1, 7), (8, 9, 10, 2)),
     Completion((1, 30, 31, 32, 33, 34, 35), (2,)),
 ]
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+PLAIN = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16),
+    "mistral": MistralConfig(**SMALL, sliding_window=None),
+}
+
+
+def selector_like(rng: random.Random) -> list[Completion]:
+    """Selections of three questions, ragged, two of them equal, some with common beginnings."""
+    completions = []
+    for length in (330, 90, 11):
+        prompt = ids(rng, length)
+        first = ids(rng, 6)
+        completions += [Completion(prompt, first), Completion(prompt, first)]
+        completions += [Completion(prompt, first[:3] + ids(rng, rng.randint(1, 9)))]
+        completions += [Completion(prompt, ids(rng, rng.randint(1, 9))) for _ in range(4)]
+    return completions
+
+
+def generator_like(rng: random.Random) -> list[Completion]:
+    """The answer after the question and three of five documents, in any order, eight times."""
+    documents, question = [ids(rng, 120) for _ in range(5)], ids(rng, 15)
+    answer = ids(rng, 4)
+    prompts = [(*question, *sum(rng.sample(documents, 3), ()), 3, 4) for _ in range(8)]
+    return [Completion(p, answer) for p in prompts]
+
+
+def nothing_in_common(rng: random.Random) -> list[Completion]:
+    return [Completion(ids(rng, n), ids(rng, 3)) for n in (1, 2, 40, 300)]
+
+
+SHAPES = {"selector": selector_like, "generator": generator_like, "apart": nothing_in_common}
+
+
+def ids(rng: random.Random, n: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(3, 399) for _ in range(n))
+
+
+def make_model(config, seed: int = 0):
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            parameter.data *= 5  # logits that differ
+    return model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def llama(tmp_path_factory):
     return make_llama(tmp_path_factory.mktemp("llama"), hidden=32, context=64)
 
 
+@pytest.fixture(params=WAYS)
+def likelihood(request, llama):
+    return Likelihood(llama, request.param)
+
+
 def plain(model, completion: Completion) -> torch.Tensor:
-    ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
-    logps = model(ids).logits[0, :-1].float().log_softmax(-1)
+    row = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
+    logps = model(row).logits[0, :-1].float().log_softmax(-1)
     start = len(completion.prompt_ids) - 1
     return torch.stack([logps[start + i, t] for i, t in enumerate(completion.token_ids)])
 
 
-def test_ragged_batch_equals_one_row_at_a_time(model):
-    got = token_log_likelihoods(model, RAGGED)
+def loss_and_gradient(likelihood: Likelihood, completions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a weighted sum, the gradient flat."""
+    weights = torch.linspace(-1, 2, len(completions))
+    likelihood.model.zero_grad()
+    logps = likelihood.of(completions)
+    (weights * logps).sum().backward()
+    grads = [p.grad for p in likelihood.model.parameters() if p.grad is not None]
+    return logps.detach(), torch.cat([g.flatten() for g in grads])
+
+
+def assert_same(found, wanted) -> None:
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-4, rtol=1e-5)
+    assert (found[1] - wanted[1]).norm() < 1e-5 * wanted[1].norm()
+
+
+# --- values -----------------------------------------------------------------------------------
+
+
+def test_ragged_rows_equal_one_row_at_a_time(likelihood):
+    got = likelihood.tokens(RAGGED)
     for row, completion in zip(got, RAGGED, strict=True):
         n = len(completion.token_ids)
-        torch.testing.assert_close(row[:n], plain(model, completion), atol=1e-5, rtol=0)
+        wanted = plain(likelihood.model, completion)
+        torch.testing.assert_close(row[:n], wanted, atol=1e-5, rtol=0)
         assert torch.all(row[n:] == 0)
 
 
-def test_gradient_equals_one_row_at_a_time(model):
-    weights = torch.tensor([0.7, -0.2, 1.5])
-    (weights * log_likelihood(model, RAGGED)).sum().backward()
-    fast = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    sum(w * plain(model, c).sum() for w, c in zip(weights, RAGGED, strict=True)).backward()
-    for got, parameter in zip(fast, model.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad, atol=1e-5, rtol=1e-4)
-    model.zero_grad()
+def test_the_gradient_equals_one_row_at_a_time(likelihood):
+    _, found = loss_and_gradient(likelihood, RAGGED)
+    likelihood.model.zero_grad()
+    weights = torch.linspace(-1, 2, len(RAGGED))
+    rows = [plain(likelihood.model, c).sum() for c in RAGGED]
+    (weights * torch.stack(rows)).sum().backward()
+    wanted = torch.cat([p.grad.flatten() for p in likelihood.model.parameters()])
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_allowed_tokens_renormalise(model):
-    allowed = [[5, 6, 7], [2]]
-    masked = Completion((1, 7, 9, 12), (6, 2), allowed)
+def test_allowed_tokens_renormalise(likelihood):
+    """Two completions of one prompt, of which one was sampled under a mask."""
+    masked = Completion((1, 7, 9, 12), (6, 2), [[5, 6, 7], [2]])
     free = Completion((1, 7, 9, 12), (6, 2))
-    got = token_log_likelihoods(model, [masked, free])
-    logits = model(torch.tensor([[1, 7, 9, 12]])).logits[0, -1].float()
+    got = likelihood.tokens([masked, free])
+    logits = likelihood.model(torch.tensor([[1, 7, 9, 12]])).logits[0, -1].float()
     wanted = logits[6] - logits[[5, 6, 7]].logsumexp(0)
     torch.testing.assert_close(got[0, 0], wanted, atol=1e-5, rtol=0)
     assert got[0, 1].item() == 0  # the only token allowed is certain
-    torch.testing.assert_close(got[1], plain(model, free), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[1], plain(likelihood.model, free), atol=1e-5, rtol=0)
 
 
-def test_alternative_answers_add_up(model):
+def test_a_token_that_is_not_allowed_is_impossible(likelihood):
+    got = likelihood.of([Completion((1, 7), (9, 2), [[5, 6], [2]])])
+    assert got.tolist() == [-torch.inf]
+
+
+def test_alternative_answers_add_up(likelihood):
     one, two = Completion((1, 7), (5, 2)), Completion((1, 7), (6, 9, 2))
-    got = target_log_likelihoods(model, [Target((one, two)), Target((one,))])
-    parts = torch.stack([plain(model, one).sum(), plain(model, two).sum()])
+    got = target_log_likelihoods(likelihood, [Target((one, two)), Target((one,))])
+    parts = torch.stack([plain(likelihood.model, c).sum() for c in (one, two)])
     torch.testing.assert_close(got, torch.stack([parts.logsumexp(0), parts[0]]), atol=1e-5, rtol=0)
 
 
-def test_logits_are_made_where_a_row_needs_them_alone(model, monkeypatch):
-    kept = []
-    forward = model.forward
+# --- the trie against the dense way -------------------------------------------------------------
 
-    def spy(**inputs):
-        kept.append(len(inputs["logits_to_keep"]))
-        return forward(**inputs)
 
-    monkeypatch.setattr(model, "forward", spy)
-    token_log_likelihoods(model, [Completion((1, 5), (6, 2)), Completion((1,) * 30, (6, 2))])
-    assert kept == [4]
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", PLAIN)
+def test_loss_and_gradient_of_the_trie_are_those_of_the_dense_way(name, shape):
+    model, completions = make_model(PLAIN[name]), SHAPES[shape](random.Random(0))
+    fast, slow = (Likelihood(model, way) for way in WAYS)
+    assert fast.describe() == "trie"
+    assert_same(loss_and_gradient(fast, completions), loss_and_gradient(slow, completions))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    completions = generator_like(random.Random(1))
+    model = make_model(PLAIN["llama"])
+    wanted = loss_and_gradient(Likelihood(model, "dense"), completions)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert_same(loss_and_gradient(Likelihood(model), completions), wanted)
+
+
+def test_adapters_learn_the_same():
+    """Also on the output embedding, which the trie's way calls by itself."""
+    completions = selector_like(random.Random(2))
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj", "lm_head"])
+    model = get_peft_model(make_model(PLAIN["llama"]), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.manual_seed(0))
+    found, wanted = (loss_and_gradient(Likelihood(model, way), completions) for way in WAYS)
+    assert_same(found, wanted)
+
+
+def test_bfloat16_is_as_near_to_float32_as_the_dense_way_is():
+    completions = selector_like(random.Random(3))
+    model = make_model(PLAIN["qwen2"])
+    exact, _ = loss_and_gradient(Likelihood(model, "dense"), completions)
+    errors = []
+    for way in WAYS:
+        with torch.autocast("cpu", torch.bfloat16):
+            found, _ = loss_and_gradient(Likelihood(model, way), completions)
+        errors.append((found - exact).abs().mean())
+    assert 0 < errors[0] < 2 * errors[1]
+
+
+def test_chunks_of_logits_change_nothing(monkeypatch):
+    completions = selector_like(random.Random(4))
+    likelihood = Likelihood(make_model(PLAIN["llama"]))
+    wanted = loss_and_gradient(likelihood, completions)
+    monkeypatch.setattr(module, "_CHUNK", 400 * 7)  # seven places at a time
+    assert_same(loss_and_gradient(likelihood, completions), wanted)
+
+
+def test_values_are_read_where_the_log_likelihoods_are():
+    completions = selector_like(random.Random(5))
+    model, head = make_model(PLAIN["llama"]), torch.nn.Linear(32, 1)
+    (logps, values), (logps_dense, values_dense) = (
+        Likelihood(model, way).tokens_and_values(completions, head) for way in WAYS
+    )
+    torch.testing.assert_close(logps, logps_dense, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(values, values_dense, atol=1e-4, rtol=1e-5)
+    assert len(values.unique()) > 20
+
+
+def test_other_forwards_of_the_model_stay_as_they_were():
+    """Padding on the left, as a trainer or `generate` would bring it."""
+    model = make_model(PLAIN["llama"])
+    row = torch.tensor([[0, 0, 5, 6, 7]])
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(0)}
+    wanted = model(row, **inputs).logits[:, 2:]
+    Likelihood(model).of(RAGGED)
+    torch.testing.assert_close(model(row, **inputs).logits[:, 2:], wanted)
+    generated = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)
+    assert generated.shape == (1, 7)
+
+
+def test_the_saved_configuration_names_no_attention_of_ours(tmp_path):
+    model = make_model(PLAIN["llama"])
+    Likelihood(model)
+    model.save_pretrained(tmp_path)
+    assert "dro_rl" not in (tmp_path / "config.json").read_text()
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+# --- which way --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (MistralConfig(**SMALL, sliding_window=16), "sliding window"),
+        (Qwen2Config(**SMALL, use_sliding_window=True, max_window_layers=1), "sliding attention"),
+        (Gemma2Config(**SMALL, head_dim=16), "sliding attention"),
+        (Gemma2Config(**SMALL, head_dim=16, layer_types=["full_attention"] * 2), "soft-capped"),
+        (
+            GptOssConfig(**SMALL, head_dim=16, num_local_experts=2, num_experts_per_tok=1),
+            "sliding attention",
+        ),
+        (
+            GptOssConfig(
+                **SMALL,
+                head_dim=16,
+                num_local_experts=2,
+                num_experts_per_tok=1,
+                layer_types=["full_attention"] * 2,
+            ),
+            "sinks",
+        ),
+        (Cohere2Config(**SMALL, layer_types=["full_attention"] * 2), "logits are scaled"),
+        (
+            Qwen3NextConfig(**SMALL, head_dim=16, num_experts=4, num_experts_per_tok=2),
+            "linear attention",
+        ),
+        (MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, state_size=4), ""),
+    ],
+    ids=lambda value: getattr(value, "model_type", None) or str(value).replace(" ", "-"),
+)
+def test_models_of_other_attention_take_the_dense_way(config, why):
+    likelihood = Likelihood(AutoModelForCausalLM.from_config(config))
+    assert likelihood.why_dense is not None and why in likelihood.why_dense
+    assert likelihood.describe() == f"dense ({likelihood.why_dense})"
+    assert likelihood.of(RAGGED).isfinite().all()
+
+
+def test_a_model_that_reads_more_than_its_configuration_says_is_refused(llama, monkeypatch):
+    """Its logits do not come from its output embedding alone."""
+    forward = type(llama).forward
+
+    def scaled(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits * 0.5
+        return out
+
+    monkeypatch.setattr(type(llama), "forward", scaled)
+    with pytest.raises(UserError, match="differs from the plain one by .* likelihood: dense"):
+        Likelihood(llama).of(RAGGED)
+    assert Likelihood(llama, "dense").of(RAGGED).isfinite().all()
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+def test_the_shared_prompt_goes_through_the_model_once(llama):
+    """Tokens, forward passes and logits, which no machine changes."""
+    rng = random.Random(0)
+    prompt = tuple(rng.randrange(3, 300) for _ in range(40))
+    completions = [Completion(prompt, (10 + i, 20, 2)) for i in range(8)]
+    seen, heads = [], []
+    likelihood = Likelihood(llama)
+    likelihood.of(completions)  # checks itself
+    body = llama.model.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    head = llama.lm_head.register_forward_hook(lambda m, args, out: heads.append(out.shape[:-1]))
+    likelihood.of(completions)
+    body.remove()
+    head.remove()
+    assert seen == [40 + 8 * 2]
+    places = sum(shape.numel() for shape in heads)
+    assert places == 1 + (1 + 8 * 2)  # one that the model makes, the prompt's end, 2 a completion
+    assert likelihood.cost(completions) == 56
+    assert Likelihood(llama, "dense").cost(completions) == 8 * 42
+
+
+def test_batches_fill_the_budget_and_keep_groups_whole(llama):
+    likelihood = Likelihood(llama)
+    groups = [[Completion((1,) * n, (5, 2))] for n in (9, 9, 9, 50, 9)]  # a token more each
+    found = [(part.start, part.stop) for part in batches(likelihood, groups, 20)]
+    assert found == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(batches(likelihood, [], 20)) == []

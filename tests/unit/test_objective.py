@@ -9,7 +9,6 @@ import torch
 
 from dro_rl.algorithms import Group, weigh
 from dro_rl.learner import Learner
-from dro_rl.policy.likelihood import token_log_likelihoods, token_log_likelihoods_and_values
 from dro_rl.records import Rollout, WeightedRollout
 from tests.tiny import as_sampled, make_example, make_recipe, make_rollout
 
@@ -107,8 +106,8 @@ def plain_loss(learner: Learner, initial: Learner, weighted: WeightedRollout) ->
 def test_loss_and_gradient_are_those_of_the_papers_formulas(folder, name):
     """In one micro-batch and in three, with selections drawn twice, of a policy that moved."""
     initial = make_learner(folder, {"kind": "rloo"})
-    for size in (3, 1):
-        learner = make_learner(folder, KINDS[name], training={"microbatch_size": size})
+    for size in (999, 1):
+        learner = make_learner(folder, KINDS[name], training={"tokens_per_microbatch": size})
         batch = make_batch(learner)
         for n, p in learner.model.named_parameters():  # away from the initial model
             p.data.add_(0.01 * torch.randn(p.shape, generator=torch.manual_seed(len(n))))
@@ -165,7 +164,8 @@ def test_the_divergence_is_from_the_initial_selector_after_the_policy_has_moved(
 def test_the_reference_does_not_learn_and_is_not_saved(folder, tmp_path):
     learner = make_learner(folder, KINDS["grpo with kl"])
     parameters = sum(p.numel() for p in learner.model.parameters())
-    assert learner.ready() == {"parameters": parameters, "trainable": parameters}
+    about = learner.ready()
+    assert about["parameters"] == about["trainable"] == parameters
     learner.step(make_batch(learner))
     learner.save(tmp_path / "selector")
     resumed = make_learner(folder, KINDS["grpo with kl"])
@@ -257,9 +257,8 @@ def test_tokens_and_values_of_ragged_rows_are_0_after_their_ends(folder):
     learner = make_learner(folder, KINDS["ppo"])
     rollout = make_rollout(learner.recipe, make_example(), [(0,), (1, 2)])
     completions = [learner.objective.selection(rollout, s.token_ids) for s in rollout.selections]
-    logps, values = token_log_likelihoods_and_values(
-        learner.model, learner.objective.value_head, completions
-    )
+    likelihood = learner.objective.likelihood
+    logps, values = likelihood.tokens_and_values(completions, learner.objective.value_head)
     assert logps.shape == values.shape == (2, 4)
     assert torch.all(logps[0, 2:] == 0) and torch.all(values[0, 2:] == 0)
-    torch.testing.assert_close(logps, token_log_likelihoods(learner.model, completions))
+    torch.testing.assert_close(logps, likelihood.tokens(completions))

@@ -168,7 +168,6 @@ def test_every_problem_is_told_at_once(write):
             ["algorithm.train=[generator]", "rollout.temperature=0.7"],
             "selector must be in algorithm.train",
         ),
-        (["training.batch_size=2"], "training.microbatch_size exceeds training.batch_size"),
         (["rollout.top_p=0.9"], "rollout: top_p and top_k cut the support"),
         (["rollout.top_k=50"], "rollout: top_p and top_k cut the support"),
         (

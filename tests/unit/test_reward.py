@@ -274,16 +274,16 @@ def test_scores_are_the_generators_likelihood_by_a_plain_forward(folder):
 
 def test_equal_selections_are_scored_once_and_count_as_often_as_drawn(folder, monkeypatch):
     service = make_service(folder)
-    rows = []
-    forward = service.model.forward
+    asked = []
+    of = service.likelihood.of
 
-    def counting(*args, **kwargs):
-        rows.append(len(kwargs["input_ids"]))
-        return forward(*args, **kwargs)
+    def counting(completions):
+        asked.append(len(completions))
+        return of(completions)
 
-    monkeypatch.setattr(service.model, "forward", counting)
+    monkeypatch.setattr(service.likelihood, "of", counting)
     scored = service.score(rollouts(service))
-    assert sum(rows) == 3 * 4  # questions x distinct selections
+    assert sum(asked) == 3 * 4  # questions x distinct selections
     for s in scored:
         assert s.log_rewards[0] == s.log_rewards[2] == s.log_rewards[5]
         assert len(set(s.log_rewards)) == 4
@@ -317,7 +317,7 @@ def test_answers_are_scored_by_the_selection_they_belong_to(folder):
 
 
 def test_the_micro_batch_changes_no_score(folder):
-    one, three = (make_service(folder, training={"microbatch_size": n}) for n in (1, 3))
+    one, three = (make_service(folder, training={"tokens_per_microbatch": n}) for n in (1, 300))
     for a, b in zip(one.score(rollouts(one)), three.score(rollouts(three)), strict=True):
         assert a.log_rewards == pytest.approx(b.log_rewards, abs=1e-5)
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dro_rl.policy.likelihood import log_likelihood
 from dro_rl.records import ScoredRollout
 from dro_rl.variance import SIZES, _gram, _of_question, estimators, moments
 from tests.enumeration import make_world
@@ -43,7 +42,7 @@ def test_the_gram_matrix_is_that_of_the_selections_scores(world):
     rows = []
     for i in range(3):
         world.learner.optimizer.zero_grad()
-        log_likelihood(world.learner.model, completions)[i].backward()
+        world.learner.objective.likelihood.of(completions)[i].backward()
         grads = [p.grad.flatten() for p in world.learner.model.parameters()]
         rows.append(np.concatenate([g.double().numpy() for g in grads]))
     world.learner.optimizer.zero_grad()

@@ -1,0 +1,198 @@
+"""Attention over a row of packed tries, for models that take their attention from transformers.
+
+`use_trie_attention(model)` puts it in place; the model then attends as before, unless its forward
+is given `trie=Packed(...)`. On CUDA the mask is FlexAttention's; elsewhere a few calls of PyTorch's
+own attention cover the blocks of the row. Shape suffixes: H heads, N packed tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from dro_rl.policy.trie import Block, Trie
+
+_NAME = "dro_rl_trie"
+
+
+def unsupported(model: PreTrainedModel) -> str | None:
+    """Why a model cannot read packed tries; None if it can.
+
+    Decided from its configuration: every layer must attend to everything before it, by attention
+    that transformers lets us replace, and nothing may come after the output embedding.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds)).replace('_', ' ')}"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "transformers does not let its attention be replaced"
+    if getattr(model, "_is_stateful", False):
+        return "it has recurrent layers"
+    windows = getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None)
+    if windows and getattr(config, "use_sliding_window", True):
+        return "its attention has a sliding window"
+    for name, what in (
+        ("attn_logit_softcapping", "its attention is soft-capped"),
+        ("final_logit_softcapping", "its logits are soft-capped"),
+        ("logit_scale", "its logits are scaled"),
+        ("logits_scaling", "its logits are scaled"),
+        ("lm_head_multiplier", "its logits are scaled"),
+    ):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return what
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        return "its attention has sinks"
+    return None
+
+
+def use_trie_attention(model: PreTrainedModel) -> None:
+    """Let the model's forward take `trie=Packed(...)`; without it, nothing changes."""
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)  # of forwards without a trie
+    model.set_attn_implementation(_NAME)
+
+
+class Packed:
+    """A trie's masks on a device, made once a forward and shared by its layers."""
+
+    def __init__(self, trie: Trie, device: torch.device) -> None:
+        self.trie, self.device = trie, device
+        self._flex: Any = None
+        self._islands: list[list[_Part]] | None = None
+
+    def no_mask(self) -> Tensor:
+        """What to give as `attention_mask`: transformers takes a mask of four dimensions for one
+        that is ready and makes none of its own, which would be a row by a row."""
+        return torch.zeros(1, 1, 1, 1, device=self.device)
+
+    def flex_mask(self) -> Any:
+        """FlexAttention's block mask of the whole row."""
+        if self._flex is None:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            end_N = torch.from_numpy(self.trie.end_N).to(self.device)
+
+            def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return (k <= q) & (q < end_N[k])
+
+            n = len(self.trie)
+            self._flex = create_block_mask(
+                sees, None, None, n, n, device=self.device, _compile=self.device.type == "cuda"
+            )
+        return self._flex
+
+    def islands(self, dtype: torch.dtype) -> list[list[_Part]]:
+        """The blocks of every island, with masks in the queries' dtype."""
+        if self._islands is None:
+            self._islands = [[] for _ in self.trie.islands()]
+            offset = 0
+            for block in self.trie.blocks:
+                parts = self._islands[block.island]
+                if not parts:
+                    offset = block.start
+                parts.append(_Part(self.trie, block, offset, dtype, self.device))
+        return self._islands
+
+
+class _Part:
+    """A block within its island: its queries, its keys, its mask."""
+
+    def __init__(
+        self, trie: Trie, block: Block, offset: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.start, self.stop = block.start - offset, block.stop - offset
+        self.keys: slice | Tensor = slice(self.start, self.stop)
+        self.mask: Tensor | None = None
+        if block.causal:
+            return
+        own = torch.arange(block.start, block.stop)
+        keys = torch.cat([torch.from_numpy(block.ancestors), own])
+        sees = torch.from_numpy(trie.sees(own.numpy(), keys.numpy()))
+        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, float("-inf"))
+        self.mask = mask.to(device)[None, None]
+        first, last = int(keys[0]), int(keys[-1])
+        if last - first + 1 == len(keys):
+            self.keys = slice(first - offset, last + 1 - offset)
+        else:
+            self.keys = (keys - offset).to(device)
+
+    def pick(self, island: Tensor) -> Tensor:
+        if isinstance(self.keys, slice):
+            return island[:, :, self.keys]
+        return island.index_select(2, self.keys)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    trie: Packed | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers; see `sdpa_attention_forward`."""
+    if trie is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    odd = [n for n in ("sliding_window", "softcap", "s_aux", "position_bias") if others.get(n)]
+    if odd or dropout:
+        raise RuntimeError(f"attention over packed tries knows no {', '.join(odd) or 'dropout'}")
+    if query.is_cuda:
+        out = _compiled_flex()(
+            query,
+            key,
+            value,
+            block_mask=trie.flex_mask(),
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    else:
+        out = _by_blocks(query, key, value, trie, scaling)
+    return out.transpose(1, 2), None
+
+
+def _by_blocks(q_HND: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float | None) -> Tensor:
+    groups = q_HND.shape[1] // k.shape[1]
+    k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+    sizes = packed.trie.islands()
+    out = []
+    for q_i, k_i, v_i, parts in zip(
+        q_HND.split(sizes, 2),
+        k.split(sizes, 2),
+        v.split(sizes, 2),
+        packed.islands(q_HND.dtype),
+        strict=True,
+    ):
+        for part in parts:
+            causal = part.mask is None
+            out.append(
+                scaled_dot_product_attention(
+                    q_i[:, :, part.start : part.stop],
+                    part.pick(k_i),
+                    part.pick(v_i),
+                    attn_mask=part.mask,
+                    is_causal=causal,
+                    scale=scale,
+                )
+            )
+    return torch.cat(out, 2)
+
+
+@cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)  # else every new length recompiles
