@@ -5,7 +5,7 @@ use the same class; what differs is which completions of which prompts they lear
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
 from dro_rl.prompts import write_selection
 from dro_rl.recipe import PolicyName, Recipe
-from dro_rl.records import Example, Rollout, WeightedRollout
+from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
+from dro_rl.reward import Reward, load_reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Learner:
         if self.section.lora:
             self.model = causal_lm.add_lora(self.model, self.section)
         self.objective = Objective(recipe, policy, self.model, self.writer, model)
+        self.reward: Reward | None = None  # of `step_and_score`
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if self.objective.value_head is not None:
             head = self.objective.value_head.named_parameters(prefix="value_head")
@@ -126,7 +128,27 @@ class Learner:
 
     def step_on(self, groups: Sequence[Sequence[Target]]) -> StepMetrics:
         """One optimiser step on groups of loss terms."""
-        totals = self.backward(groups)
+        return self._update(self.backward(groups))
+
+    def step_and_score(self, batch: Sequence[Rollout]) -> tuple[StepMetrics, list[ScoredRollout]]:
+        """One optimiser step of the generator on questions that nobody has scored; see
+        `Objective.scored_loss`.
+
+        Returns:
+            also the scored rollouts, at the weights before the step.
+        """
+        self.reward = self.reward or load_reward(self.recipe.reward)
+        totals, scored = Totals(), list[ScoredRollout]()
+        groups = [self.objective.answers(r) for r in batch]
+        for part in self._micro_batches(groups):
+            targets = [t for g in groups[part] for t in g]
+            evaluated, some = self.objective.scored_loss(self.reward, batch[part], targets)
+            self._accumulate(evaluated, targets, len(batch), totals)
+            scored += some
+        return self._update(totals), scored
+
+    def _update(self, totals: Totals) -> StepMetrics:
+        """The optimiser step, on the gradient that is there."""
         norm = torch.nn.utils.clip_grad_norm_(
             self.trainable.values(), self.recipe.training.max_grad_norm
         )
@@ -162,15 +184,22 @@ class Learner:
         questions, so the gradient does not depend on where the batch is split.
         """
         ordered = sorted((g for g in groups if g), key=_longest)  # equal lengths: less padding
-        likelihood, budget = self.objective.likelihood, self.recipe.training.tokens_per_microbatch
         totals = Totals()
-        for part in batches(likelihood, [_completions(g) for g in ordered], budget):
+        for part in self._micro_batches(ordered):
             targets = [t for g in ordered[part] for t in g]
-            evaluated = self.objective.loss(targets)
-            (evaluated.parts.loss / len(groups)).backward()
-            totals.add(evaluated, targets, len(groups))
-            totals.tokens += likelihood.cost(_completions(targets))
+            self._accumulate(self.objective.loss(targets), targets, len(groups), totals)
         return totals
+
+    def _micro_batches(self, groups: Sequence[Sequence[Target]]) -> Iterator[slice]:
+        budget = self.recipe.training.tokens_per_microbatch
+        return batches(self.objective.likelihood, [_completions(g) for g in groups], budget)
+
+    def _accumulate(
+        self, evaluated: Evaluated, targets: Sequence[Target], questions: int, totals: Totals
+    ) -> None:
+        (evaluated.parts.loss / questions).backward()
+        totals.add(evaluated, targets, questions)
+        totals.tokens += self.objective.likelihood.cost(_completions(targets))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_rl.algorithm_sections import GrpoAlgorithm, PpoAlgorithm
+from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
 from dro_rl.policy import causal_lm
 from dro_rl.policy.distinct import SelectionGrammar
@@ -23,7 +24,9 @@ from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
 from dro_rl.prompts import PromptWriter
 from dro_rl.recipe import PolicyName, Recipe
-from dro_rl.records import Rollout, WeightedRollout
+from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
+from dro_rl.reward import Reward
+from dro_rl.reward.scoring import answer_tokens, document_lists, score_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +98,16 @@ class Objective:
         ]
 
     def _generator_targets(self, weighted: WeightedRollout) -> list[Target]:
-        total: dict[tuple[int, ...], float] = {}
-        for s, c in zip(weighted.rollout.selections, weighted.generator, strict=True):
-            total[s.documents] = total.get(s.documents, 0.0) + c
+        total = _by_documents(weighted.rollout, weighted.generator)
+        return [self._answer(weighted.rollout, d, c) for d, c in total.items() if c != 0.0]
+
+    def answers(self, rollout: Rollout) -> list[Target]:
+        """The reference answer after each different document list, in order of appearance."""
+        return [self._answer(rollout, d, 0.0) for d in document_lists(rollout)]
+
+    def _answer(self, rollout: Rollout, documents: Sequence[int], coefficient: float) -> Target:
         answers = self.recipe.generator.answers
-        return [
-            answer_target(self.writer, weighted.rollout.example, documents, answers, c)
-            for documents, c in total.items()
-            if c != 0.0
-        ]
+        return answer_target(self.writer, rollout.example, documents, answers, coefficient)
 
     def selection(self, rollout: Rollout, token_ids: tuple[int, ...]) -> Completion:
         """A selection after its prompt, under the masks that it was sampled with."""
@@ -127,6 +131,29 @@ class Objective:
         logps = self.log_likelihoods(targets)
         coefficients = torch.tensor([t.coefficient for t in targets], device=logps.device)
         return Evaluated(Parts(-(coefficients * logps).sum(), 0.0), logps.tolist())
+
+    def scored_loss(
+        self, reward: Reward, rollouts: Sequence[Rollout], targets: Sequence[Target]
+    ) -> tuple[Evaluated, list[ScoredRollout]]:
+        """The generator's loss on rollouts that are not scored yet: one forward pass gives the
+        log-rewards, these the coefficients, and these the loss, with the graph of that pass.
+
+        Args:
+            reward: needs the likelihood and nothing else.
+            targets: the rollouts' `answers`, joined.
+        """
+        logps = self.log_likelihoods(targets)
+        values, coefficients = iter(logps.tolist()), list[float]()
+        scored = []
+        for rollout in rollouts:
+            table = {documents: next(values) for documents in document_lists(rollout)}
+            length = answer_tokens(self.writer, rollout.example)
+            scored.append(score_group(reward, rollout, table, length))
+            group = Group(rollout.example.id, scored[-1].log_rewards, answer_tokens=length)
+            (weighed,), _ = weigh(self.algorithm, [group])
+            coefficients += _by_documents(rollout, weighed.generator).values()
+        loss = -(torch.tensor(coefficients, device=logps.device) * logps).sum()
+        return Evaluated(Parts(loss, 0.0), logps.tolist()), scored
 
     def _clipped(self, targets: Sequence[Target]) -> Evaluated:
         completions = [t.completions[0] for t in targets]
@@ -229,6 +256,14 @@ class Objective:
 
     def _autocast(self) -> torch.autocast:
         return causal_lm.autocast(self.section, self.model)
+
+
+def _by_documents(rollout: Rollout, coefficients: Sequence[float]) -> dict[tuple[int, ...], float]:
+    """A group's coefficients added up over selections of the same documents."""
+    total: dict[tuple[int, ...], float] = {}
+    for s, c in zip(rollout.selections, coefficients, strict=True):
+        total[s.documents] = total.get(s.documents, 0.0) + c
+    return total
 
 
 def _distinct_ids(rollout: Rollout) -> list[tuple[int, ...]]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 
 import numpy as np
 import torch
 
-from dro_rl.errors import UserError
 from dro_rl.policy import causal_lm
 from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
-from dro_rl.records import Example, Outcome, Rollout, ScoredRollout
-from dro_rl.reward import Reward, load_reward
-
-Documents = tuple[int, ...]
+from dro_rl.records import Rollout, ScoredRollout
+from dro_rl.reward import load_reward
+from dro_rl.reward.scoring import Documents, answer_tokens, document_lists, score_group
 
 
 class RewardService:
@@ -56,21 +52,9 @@ class RewardService:
         tables = self._likelihoods(rollouts) if needed else [None] * len(rollouts)
         scored = []
         for i, (rollout, table) in enumerate(zip(rollouts, tables, strict=True)):
-            given = answers[i] if answers else [None] * len(rollout.selections)
-            length = self._answer_tokens(rollout.example) if needed else 0
-            outcomes = {
-                s.documents: Outcome(
-                    rollout.example,
-                    s.documents,
-                    table[s.documents] if table else None,
-                    length,
-                    answer,
-                )
-                for s, answer in zip(rollout.selections, given, strict=True)
-            }
-            rewards = dict(zip(outcomes, self._rewards(list(outcomes.values())), strict=True))
-            log_rewards = tuple(rewards[s.documents] for s in rollout.selections)
-            scored.append(ScoredRollout(rollout, log_rewards, length))
+            length = answer_tokens(self.writer, rollout.example) if needed else 0
+            given = answers[i] if answers else None
+            scored.append(score_group(self.reward, rollout, table, length, given))
         return scored
 
     def log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
@@ -96,7 +80,7 @@ class RewardService:
 
     def _likelihoods(self, rollouts: Sequence[Rollout]) -> list[dict[Documents, float]]:
         """log p_g(y|x,d) [nats] of the different document lists of every rollout."""
-        lists = [list(dict.fromkeys(s.documents for s in r.selections)) for r in rollouts]
+        lists = [document_lists(r) for r in rollouts]
         kind = self.recipe.generator.answers
         groups = [
             [answer_target(self.writer, r.example, documents, kind) for documents in some]
@@ -111,43 +95,3 @@ class RewardService:
                 logps += target_log_likelihoods(self.likelihood, flat).tolist()
         found = iter(logps)
         return [{documents: next(found) for documents in some} for some in lists]
-
-    def _answer_tokens(self, example: Example) -> int:
-        return len(self.writer.completion(example.answers[0]))
-
-    def _rewards(self, outcomes: Sequence[Outcome]) -> list[float]:
-        """Checked log-rewards [nats] of one example's outcomes."""
-        return checked_log_rewards(self.reward, outcomes)
-
-
-def checked_log_rewards(reward: Reward, outcomes: Sequence[Outcome]) -> list[float]:
-    """What a reward returns for the outcomes of one example, as log-rewards [nats].
-
-    Raises:
-        UserError: wrong length, not a real number, not finite (but -inf, log 0, on a log scale), or
-            negative on a linear scale.
-    """
-    name, example = type(reward).__name__, outcomes[0].example.id
-    values = reward.score(outcomes)
-    if not isinstance(values, list) or len(values) != len(outcomes):
-        got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
-        raise UserError(
-            f"reward {name}, example {example}: score() must return a list of {len(outcomes)} "
-            f"numbers, one an outcome, and returned {got}"
-        )
-    for value in values:
-        if reward.scale == "log" and value == -math.inf:
-            continue  # a reward of 0
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(
-                f"reward {name}, example {example}: score() returned {value!r}, "
-                "which is not a finite number"
-            )
-        if reward.scale == "linear" and value < 0:
-            raise UserError(
-                f"reward {name}, example {example}: score() returned {value!r}; a linear reward "
-                'must not be negative (use scale = "log", or shift it)'
-            )
-    if reward.scale == "log":
-        return [float(v) for v in values]
-    return [math.log(v) if v > 0 else -math.inf for v in values]

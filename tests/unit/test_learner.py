@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dro_rl.algorithms import Group, weigh
 from dro_rl.learner import Learner
 from dro_rl.policy.weights import unpack
 from dro_rl.records import WeightedRollout
+from dro_rl.reward.service import RewardService
 from tests.tiny import make_example, make_recipe, make_rollout
 
 GROUPS = [[(0, 1), (2, 3), (0, 1)], [(4,), (1, 0), (3, 2)], [(2, 0), (0, 2), (1, 3)]]
@@ -154,3 +156,30 @@ def test_documents_cut_for_the_generator_are_counted(folder):
     learner = make_learner(folder, "generator", generator={"max_length": 27})
     assert learner.step(make_batch(learner)).truncated_documents > 0
     assert make_learner(folder, "generator").step(make_batch(learner)).truncated_documents == 0
+
+
+@pytest.mark.parametrize("kind", ["dro", "maxrl", "grpo", "rloo"])
+def test_scoring_while_learning_is_scoring_then_learning(folder, kind):
+    """Rewards, loss and the step itself, with equal selections, in micro-batches of one."""
+    maximise = {"maximise": "log_reward"} if kind in ("grpo", "rloo") else {}
+    algorithm = {"kind": kind, **maximise}
+    sections = {"algorithm": algorithm, "training": {"tokens_per_microbatch": 1}}
+    at_once, in_turn = (make_learner(folder, "generator", **sections) for _ in range(2))
+    rollouts = [w.rollout for w in make_batch(at_once)]
+    metrics, scored = at_once.step_and_score(rollouts)
+    service = RewardService(in_turn.recipe, in_turn.section.model)
+    wanted = service.score(rollouts)
+    for found, want in zip(scored, wanted, strict=True):
+        assert found.rollout == want.rollout
+        assert found.log_rewards == pytest.approx(want.log_rewards, abs=1e-5)
+        assert found.answer_tokens == want.answer_tokens
+    groups = [Group("", s.log_rewards, answer_tokens=s.answer_tokens) for s in wanted]
+    weighed, _ = weigh(in_turn.recipe.algorithm, groups)
+    batch = [
+        WeightedRollout(s.rollout, c.selector, c.generator)
+        for s, c in zip(wanted, weighed, strict=True)
+    ]
+    assert metrics.loss == pytest.approx(in_turn.step(batch).loss, rel=1e-5)
+    for a, b in zip(at_once.trainable.values(), in_turn.trainable.values(), strict=True):
+        assert not torch.equal(a, torch.zeros_like(a))
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)

@@ -16,7 +16,8 @@ from dro_rl.policy import causal_lm
 from dro_rl.policy.weights import pack
 from dro_rl.records import Example, Outcome
 from dro_rl.reward import Reward, load_reward
-from dro_rl.reward.service import RewardService, checked_log_rewards
+from dro_rl.reward.scoring import checked_log_rewards
+from dro_rl.reward.service import RewardService
 from tests.models import token_logps
 from tests.tiny import make_example, make_recipe, make_rollout
 
