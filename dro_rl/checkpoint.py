@@ -24,14 +24,13 @@ def folder_of(run: RunDirectory, iteration: int) -> Path:
     return run.path / "checkpoints" / f"iteration-{iteration:04d}"
 
 
-def save(run: RunDirectory, iteration: int, learners: Mapping[PolicyName, Team]) -> Path:
-    """Write an iteration's checkpoint: to a folder aside, then renamed.
+def write(run: RunDirectory, iteration: int, learners: Mapping[PolicyName, Team]) -> None:
+    """Write an iteration's checkpoint to a folder aside, which counts once it is published.
 
     Raises:
         UserError: the learners wrote to another file system than this process reads.
     """
-    final = folder_of(run, iteration)
-    partial = final.with_name(final.name + ".partial")
+    partial = _partial(run, iteration)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for wait in [t.submit("save", partial / name) for name, t in learners.items()]:
@@ -42,11 +41,14 @@ def save(run: RunDirectory, iteration: int, learners: Mapping[PolicyName, Team])
                 f"{partial}: the {policy}'s learner wrote its checkpoint somewhere else: "
                 "tracking.run_dir must be on a file system that all machines share"
             )
-    os.replace(partial, final)
+
+
+def publish(run: RunDirectory, iteration: int) -> None:
+    """Make what was written the run's last checkpoint."""
+    os.replace(_partial(run, iteration), folder_of(run, iteration))
     for policy in POLICIES:
         if iteration > _STATES_KEPT:
             _state(folder_of(run, iteration - _STATES_KEPT), policy).unlink(missing_ok=True)
-    return final
 
 
 def latest(run: RunDirectory) -> int:
@@ -59,6 +61,11 @@ def policy_folder(run: RunDirectory, iteration: int, policy: PolicyName, initial
     """Where a policy's weights of an iteration are: a frozen one's are those it started with."""
     folder = folder_of(run, iteration) / policy
     return str(folder) if folder.is_dir() else initial
+
+
+def _partial(run: RunDirectory, iteration: int) -> Path:
+    final = folder_of(run, iteration)
+    return final.with_name(final.name + ".partial")
 
 
 def _state(folder: Path, policy: PolicyName) -> Path:

@@ -71,6 +71,7 @@ def train(
     evaluations = run.evaluations()
     console.evaluations(evaluations)
     if len(evaluations) > 1:
+        console.timeline(run.iterations())
         last = evaluations[-1]["iteration"]
         console.examples(run.evaluated_questions(0), run.evaluated_questions(last))
     console.say(f"\nrun directory: {run.path}")

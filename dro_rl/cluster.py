@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from dro_rl import hardware
 from dro_rl.errors import UserError
+from dro_rl.hardware import Device, Memory
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
 
@@ -36,6 +38,14 @@ class Team(Protocol):
 
         `done(i)` is called as chunk i's result arrives.
         """
+        ...
+
+    def devices(self) -> list[Device]:
+        """What each worker's process runs on."""
+        ...
+
+    def memory(self) -> list[Memory]:
+        """What each worker's process has held."""
         ...
 
 
@@ -98,6 +108,12 @@ class LocalTeam:
             done(i)
         return results
 
+    def devices(self) -> list[Device]:
+        return [hardware.device()] * len(self.workers)
+
+    def memory(self) -> list[Memory]:
+        return [hardware.memory()] * len(self.workers)
+
 
 class _LocalCluster:
     def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
@@ -136,6 +152,12 @@ class Host:
 
     def call(self, method: str, args: tuple) -> Any:
         return getattr(self.worker, method)(*args)
+
+    def device(self) -> Device:
+        return hardware.device()
+
+    def memory(self) -> Memory:
+        return hardware.memory()
 
 
 class _RayTeam:
@@ -178,6 +200,12 @@ class _RayTeam:
             results[index] = self._get(ready, method, self.timeout)[0]
             done(index)
         return results
+
+    def devices(self) -> list[Device]:
+        return self._get([a.device.remote() for a in self.actors], "device", self.timeout)
+
+    def memory(self) -> list[Memory]:
+        return self._get([a.memory.remote() for a in self.actors], "memory", self.timeout)
 
     def _get(self, refs: list[Any], method: str, timeout: float) -> list[Any]:
         import ray

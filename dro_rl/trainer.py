@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,8 +22,10 @@ from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward, load_reward
 from dro_rl.teams import Teams, process_count, start_teams
+from dro_rl.timeline import Timeline, sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.usage import LearnersUse, peak_memory
 
 
 def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) -> RunDirectory:
@@ -114,7 +115,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.run, self.questions = recipe, run, questions
         self.teams, self.reward, self.console = teams, reward, console
-        self.seconds: dict[str, float] = {}
+        self.timeline, self.use = Timeline(), LearnersUse(recipe, teams.learners)
         self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
 
     def run_from(self, done: int) -> None:
@@ -130,16 +131,20 @@ class Trainer:
         for iteration in range(done + 1, self.recipe.training.iterations + 1):
             if self._no_longer_helps():
                 break
-            self.seconds = {}
-            rollouts = self._sample(iteration)
-            scored = self._score(iteration, rollouts)
-            weighted = self._weigh(iteration, scored)
-            self.run.write_rollouts(iteration, scored, weighted)
-            self._learn(iteration, scored, weighted)
-            with self._timed("synchronise"):
+            self.timeline = Timeline()
+            self._iterate(iteration)
+            with self.timeline.stage("synchronise"):
                 gaps = self.teams.synchronise(iteration, probe)
             summary = self._evaluate(iteration)
             self._finish(iteration, summary, gaps)
+
+    def _iterate(self, iteration: int) -> None:
+        """One E-step and one M-step."""
+        rollouts = self._sample(iteration)
+        scored = self._score(iteration, rollouts)
+        weighted = self._weigh(iteration, scored)
+        self.run.write_rollouts(iteration, scored, weighted)
+        self._learn(iteration, scored, weighted)
 
     def _sample(self, iteration: int) -> list[Rollout]:
         """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
@@ -147,7 +152,10 @@ class Trainer:
         seed = seed_of(self.recipe, "rollout", iteration)
         samples = self.recipe.algorithm.samples
         with self._stage(iteration, "rollout", len(examples)) as advance:
-            return self.teams.select(examples, samples, seed, advance)
+            rollouts = self.teams.select(examples, samples, seed, advance)
+        if self.recipe.decoding != "retriever":
+            self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
+        return rollouts
 
     def _score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """E-step: log r(z_i)."""
@@ -195,8 +203,10 @@ class Trainer:
             isinstance(self.recipe.algorithm, PpoAlgorithm) and "selector" in self.teams.learners
         ):
             return [tuple((0.0,) * len(z.logps) for z in s.rollout.selections) for s in scored]
+        rollouts = [s.rollout for s in scored]
+        self.timeline.add("values", tokens=sum(map(scored_tokens, rollouts)))
         with self._stage(iteration, "values", len(scored)) as advance:
-            return self.teams.values([s.rollout for s in scored], advance)
+            return self.teams.values(rollouts, advance)
 
     def _selector_logps(
         self, iteration: int, scored: Sequence[ScoredRollout]
@@ -206,8 +216,10 @@ class Trainer:
         exact = self.recipe.decoding == "independent" and "selector" in self.teams.learners
         if self.recipe.rollout.on_policy and not exact:
             return [[z.logp for z in s.rollout.selections] for s in scored]
+        rollouts = [s.rollout for s in scored]
+        self.timeline.add("logps", tokens=sum(map(scored_tokens, rollouts)))
         with self._stage(iteration, "logps", len(scored)) as advance:
-            return self.teams.selector_logps([s.rollout for s in scored], advance)
+            return self.teams.selector_logps(rollouts, advance)
 
     def _log_ratios(
         self, logps: Sequence[Sequence[float]], scored: Sequence[ScoredRollout]
@@ -228,10 +240,11 @@ class Trainer:
         first = steps_per_iteration(self.recipe, len(self.questions.train)) * (iteration - 1)
         with self._stage(iteration, "learn", len(weighted) * epochs) as advance:
             for step, part in enumerate(batches, first + 1):
-                waits = [
-                    (p, t.submit("step", weighted[part])) for p, t in self.teams.learners.items()
-                ]
-                done = [(p, wait()[0]) for p, wait in waits]
+                learners = self.teams.learners
+                waits: dict[PolicyName, Callable[[], list[StepMetrics]]] = {
+                    p: team.submit("step", weighted[part]) for p, team in learners.items()
+                }
+                done: dict[PolicyName, StepMetrics] = {p: wait()[0] for p, wait in waits.items()}
                 self.run.append_metrics(
                     {
                         "iteration": iteration,
@@ -240,10 +253,13 @@ class Trainer:
                         **_learner_metrics(done),
                     }
                 )
+                for policy, told in done.items():
+                    flops = self.use.flops(policy, told.tokens, scored[part], weighted[part])
+                    self.timeline.add("learn", tokens=told.tokens, flops=flops)
                 advance(len(weighted[part]))
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
-        with self._timed("evaluate"):
+        with self.timeline.stage("evaluate"):
             summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
         self.run.write_evaluation(f"iteration-{iteration:04d}", summary, rows)
         early = self.recipe.training.early_stop
@@ -267,9 +283,11 @@ class Trainer:
         return True
 
     def _finish(self, iteration: int, summary: dict[str, Any], gaps: dict[str, float]) -> None:
-        """Metrics of the iteration as a whole, then its checkpoint: a row that a crash leaves
-        without a checkpoint is dropped on resuming, one lost behind a checkpoint would stay lost.
+        """Metrics of the iteration as a whole, then its checkpoint counts: a row that a crash
+        leaves without one is dropped on resuming, one lost behind a checkpoint would stay lost.
         """
+        with self.timeline.stage("checkpoint"):
+            checkpoint.write(self.run, iteration, self.teams.learners)
         self.run.append_metrics(
             {
                 "iteration": iteration,
@@ -278,10 +296,11 @@ class Trainer:
                 **(
                     {"reward/running_mean": mean} if (mean := self.running_mean) is not None else {}
                 ),
-                **{f"time/{stage}": seconds for stage, seconds in self.seconds.items()},
+                **peak_memory(self.teams),
+                **self.timeline.figures(self.use.peak),
             }
         )
-        checkpoint.save(self.run, iteration, self.teams.learners)
+        checkpoint.publish(self.run, iteration)
         self.console.progress(self.run.evaluations())
 
     def _rollout_metrics(
@@ -312,20 +331,14 @@ class Trainer:
     def _stage(self, iteration: int, name: str, total: int) -> Iterator:
         last = self.recipe.training.iterations
         with (
-            self._timed(name),
+            self.timeline.stage(name),
             self.console.stage(f"iteration {iteration}/{last}: {name}", total, "questions") as a,
         ):
             yield a
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[stage] = time.monotonic() - start
 
-
-def _learner_metrics(done: Sequence[tuple[str, StepMetrics]]) -> dict[str, float]:
-    return {f"{policy}/{k}": v for policy, m in done for k, v in asdict(m).items()}
+def _learner_metrics(done: Mapping[PolicyName, StepMetrics]) -> dict[str, float]:
+    return {f"{policy}/{k}": v for policy, m in done.items() for k, v in asdict(m).items()}
 
 
 def _mean(values: Sequence[float]) -> float:

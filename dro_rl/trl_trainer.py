@@ -28,6 +28,7 @@ from dro_rl.prompts import read_selection
 from dro_rl.questions import iteration_size, questions_of, seed_of
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
+from dro_rl.timeline import Timeline, sampled_tokens
 from dro_rl.tracking.console import Advance
 from dro_rl.trainer import Trainer, steps_per_iteration
 
@@ -80,6 +81,7 @@ class TrlRun(Trainer):
 
     def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Log-rewards by the reward service."""
+        self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
         return self._score(iteration, rollouts)
 
     def stage(self, iteration: int, name: str, total: int) -> Any:
@@ -97,7 +99,7 @@ class TrlRun(Trainer):
 
     def finish(self, iteration: int) -> bool:
         """Give the engines the weights, evaluate, write. Returns whether to go on."""
-        with self._timed("synchronise"):
+        with self.timeline.stage("synchronise"):
             gaps = self.teams.synchronise(iteration, self.questions.evaluation[0])
         self._finish(iteration, self._evaluate(iteration), gaps)
         return not self._no_longer_helps()
@@ -143,12 +145,13 @@ class SelectorTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One generation is one iteration."""
         self.iteration = int(inputs[0]["prompt"].split("/")[0])
-        self.ours.seconds = seconds = {}
+        self.ours.timeline = timeline = Timeline()
         torch.manual_seed(seed_of(self.ours.recipe, "rollout", self.iteration))
         start = time.monotonic()
         output = super()._generate_and_score_completions(inputs)
         self.rollout_metrics = self.ours.record(self.iteration, *self._drawn(output))
-        seconds["logps"] = time.monotonic() - start - sum(seconds.values())
+        staged = sum(s.seconds for s in timeline.stages.values())
+        timeline.add("logps", seconds=time.monotonic() - start - staged)
         self.learning = ExitStack()
         epochs = self.ours.recipe.training.epochs
         stage = self.ours.stage(self.iteration, "learn", self.ours.size * epochs)

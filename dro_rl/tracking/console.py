@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -91,6 +92,35 @@ class Console:
             table.add_row(name, *cells)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
 
+    def timeline(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Where the time of a run's iterations went: a row a stage, the longest first.
+
+        `rows` are those of metrics.jsonl for iterations as a whole.
+        """
+        times, counts = _sums(rows, "time"), _sums(rows, "tokens")
+        whole = sum(times.values())
+        title = f"Timeline: {len(rows)} iterations in {whole:.1f} s"
+        table = Table(box=box.SIMPLE_HEAD, title=title)
+        for heading in ("stage", "seconds", "share", "tokens", "tokens/s", "MFU"):
+            table.add_column(heading, justify="left" if heading == "stage" else "right")
+        for stage, seconds in times.most_common():
+            tokens = counts[stage]
+            used = sum(r.get(f"mfu/{stage}", 0.0) * r.get(f"time/{stage}", 0.0) for r in rows)
+            table.add_row(
+                stage,
+                f"{seconds:.1f}",
+                f"{100 * seconds / whole:.1f} %",
+                f"{tokens:,}" if tokens else "-",
+                f"{tokens / seconds:,.0f}" if tokens else "-",
+                f"{100 * used / seconds:.1f} %" if used else "-",
+            )
+        RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
+        for kind, name in (("memory", "memory"), ("gpu_memory", "GPU memory")):
+            last = _under(rows[-1], kind)
+            peaks = [f"{role.replace('_', ' ')} {gib:.2f}" for role, gib in last.items()]
+            if peaks:
+                self.say(f"peak {name} [GiB]: {', '.join(peaks)}")
+
     def variances(self, rows: Sequence[Any]) -> None:
         """The table of `dro-rl variance`: rows of `dro_rl.variance.Row`."""
         table = Table(box=box.SIMPLE_HEAD, title="Variance of the selector's gradient")
@@ -135,6 +165,18 @@ class Console:
                 )
                 self.say(f"  {label} {row['answer']!r:<24} from {documents or 'no document'}")
         self.say("  (* marks a gold document)")
+
+
+def _under(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The metrics of a row that are named KIND/..., by the rest of their name."""
+    return {k.partition("/")[2]: v for k, v in row.items() if k.partition("/")[0] == kind}
+
+
+def _sums(rows: Sequence[Mapping[str, Any]], kind: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(_under(row, kind))
+    return total
 
 
 def _figure(summary: Mapping[str, Any], key: str, form: str, factor: float) -> str:

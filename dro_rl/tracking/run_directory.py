@@ -125,10 +125,13 @@ class RunDirectory:
 
     def metrics_of(self, iteration: int) -> dict[str, Any]:
         """The row of an iteration as a whole; empty where it has none."""
+        return next((row for row in self.iterations() if row["iteration"] == iteration), {})
+
+    def iterations(self) -> list[dict[str, Any]]:
+        """The rows of iterations as a whole."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows = [row for row in map(json.loads, lines) if row["iteration"] == iteration]
-        return next((row for row in rows if "step" not in row), {})
+        return [row for row in map(json.loads, lines) if "step" not in row]
 
     def drop_after(self, iteration: int) -> None:
         """Forget what an interrupted iteration left behind, so that no row is there twice."""

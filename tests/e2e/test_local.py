@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def _without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if not k.startswith("time/") and "seconds" not in k}
+    timed = ("time/", "share/", "tokens_per_second/", "mfu/", "memory/", "gpu_memory/")
+    return {k: v for k, v in row.items() if not k.startswith(timed) and "seconds" not in k}
 
 
 def assert_equal(run: Path, other: Path) -> None:
@@ -99,6 +101,28 @@ def straight(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("straight") / "run"
     train(run, "training.iterations=3").succeeded()
     return run
+
+
+def test_every_metric_is_explained(straight):
+    table = (ROOT / "docs" / "metrics.md").read_text()
+    names = [n for row in re.findall(r"^\| (`.*?) \|", table, re.M) for n in row.split("`")[1::2]]
+    keys = {key for row in metrics(straight) for key in row} - {"iteration", "step"}
+    assert [k for k in sorted(keys) if not any(fnmatch(k, name) for name in names)] == []
+    for name in ("time/*", "share/*", "tokens/*", "tokens_per_second/*", "mfu/learn", "memory/*"):
+        assert name in names and all(
+            any(fnmatch(k, name) for k in row) for row in iterations(straight)
+        )
+
+
+def test_an_iterations_figures_agree(straight):
+    for row in iterations(straight):
+        own = [r for r in steps(straight) if r["iteration"] == row["iteration"]]
+        learned = sum(r["selector/tokens"] + r["generator/tokens"] for r in own)
+        assert row["tokens/learn"] == learned
+        assert row["tokens_per_second/learn"] == pytest.approx(learned / row["time/learn"])
+        assert sum(v for k, v in row.items() if k.startswith("share/")) == pytest.approx(1)
+        assert row["memory/trainer"] > 0.1 and "memory/reward" not in row  # one process
+        assert row["mfu/learn"] > 0
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):

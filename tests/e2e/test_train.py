@@ -42,7 +42,7 @@ EVALUATION_KEYS = (
     "iteration questions em f1 recall@1 recall@3 recall@5 gold_recall bound bound_se "
     "effective_sample_size malformed selector_entropy seconds"
 ).split()
-STAGES = "rollout reward learn synchronise evaluate".split()
+STAGES = "rollout reward learn synchronise evaluate checkpoint other".split()
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +165,8 @@ def test_every_metric_is_a_finite_number_named_by_its_stage(run):
             assert isinstance(value, int | float) and math.isfinite(value), (key, value)
             stage = key.partition("/")[0]
             assert key in ("iteration", "step") or stage in (
-                *("rollout", "reward", "selector", "generator", "time", "evaluation"),
+                *("rollout", "reward", "selector", "generator", "evaluation"),
+                *("time", "share", "tokens", "tokens_per_second", "mfu", "memory", "gpu_memory"),
             ), key
     for row in steps(run):
         assert {"selector/loss", "generator/loss", "rollout/effective_sample_size"} <= row.keys()
@@ -175,6 +176,16 @@ def test_every_stage_is_timed(run):
     for row in iterations(run):
         assert {k for k in row if k.startswith("time/")} == {f"time/{s}" for s in STAGES}
         assert all(row[f"time/{s}"] > 0 for s in STAGES)
+        assert sum(row[f"share/{s}"] for s in STAGES) == pytest.approx(1)
+
+
+def test_every_role_is_a_process_with_memory_of_its_own(run):
+    roles = "trainer selector_engine generator_engine reward selector_learner generator_learner"
+    for row in iterations(run):
+        peaks = {k.removeprefix("memory/"): v for k, v in row.items() if k.startswith("memory/")}
+        assert peaks.keys() == set(roles.split())
+        assert all(0.01 < gib < 100 for gib in peaks.values())
+        assert peaks["selector_engine"] != peaks["trainer"]
 
 
 def test_engines_hold_the_learners_weights_after_every_sync(run):

@@ -1,0 +1,61 @@
+"""Model FLOPs of a learner's steps: what the arithmetic needs, not what a kernel may repeat.
+
+After appendix B of PaLM (arXiv 2204.02311) and section 2.1 of Kaplan et al. (arXiv 2001.08361): a
+token costs 2 N forward and 4 N backward, N being the parameters of matrix products, and attention
+over a context of T tokens 4 L d T and 8 L d T, L being layers and d heads times their dimension.
+Causal masks are not taken off, as there. Three things are our own case: the embedding is a look-up
+and costs nothing; the output head counts on tokens with logits alone, which are those of
+completions; and under LoRA the frozen weights have no gradient, so a token costs 4 N. Adapters, a
+value head, a frozen reference and recomputation under gradient checkpointing are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dro_rl.policy.causal_lm import resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """`body` parameters that every token meets, `head` that a token with logits does; the layers
+    and the `width` (heads times their dimension) of attention."""
+
+    body: int
+    head: int
+    layers: int
+    width: int
+
+    def training_flops(self, tokens: int, predicted: int, context: float, *, lora: bool) -> float:
+        """Of one forward and backward pass.
+
+        Args:
+            tokens: through the model.
+            predicted: of these, tokens of completions, with logits.
+            context: mean length of the sequences that the tokens are in [tokens].
+            lora: whether the weights are frozen.
+        """
+        weights = self.body * tokens + self.head * predicted
+        attention = 12 * self.layers * self.width * context * tokens
+        return (4 if lora else 6) * weights + attention
+
+
+def model_size(name: str) -> ModelSize:
+    """The sizes of a causal LM, a folder or hub name, from its configuration: no weights read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(resolve_model(name))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 0)  # none: a recurrent model
+    head_dim = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    apart = {id(w): w.numel() for w in (embedding, output)}  # one, where they are tied
+    return ModelSize(
+        body=sum(p.numel() for p in model.parameters()) - sum(apart.values()),
+        head=output.numel(),
+        layers=text.num_hidden_layers,
+        width=heads * head_dim,
+    )

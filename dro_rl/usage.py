@@ -1,0 +1,91 @@
+"""What a run's processes use: model FLOPs of the learners against their devices' peak, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dro_rl import hardware
+from dro_rl.cluster import Team
+from dro_rl.flops import model_size
+from dro_rl.hardware import Memory
+from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.records import ScoredRollout, WeightedRollout
+from dro_rl.teams import Teams
+
+
+class LearnersUse:
+    """Model FLOPs of the M-step; `peak` is that of all devices that it runs on [FLOP/s], each once,
+    None where one is not known."""
+
+    def __init__(self, recipe: Recipe, learners: Mapping[PolicyName, Team]) -> None:
+        self.recipe = recipe
+        self.sizes = {p: model_size(recipe.policy(p).model) for p in learners}
+        peaks = {d.key: d.peak for team in learners.values() for d in team.devices()}
+        known = [peak for peak in peaks.values() if peak is not None]
+        self.peak = sum(known) if len(known) == len(peaks) else None
+
+    def flops(
+        self,
+        policy: PolicyName,
+        tokens: int,
+        scored: Sequence[ScoredRollout],
+        weighted: Sequence[WeightedRollout],
+    ) -> float:
+        """Of one step on a batch, through which `tokens` went."""
+        if policy == "selector":
+            learned = [(len(w.rollout.prompt_ids), ids) for w in weighted for ids in _learned(w)]
+            predicted = sum(len(ids) for _, ids in learned)
+            whole = predicted + sum(prompt for prompt, _ in learned)
+            sequences = len(learned)
+        else:
+            answers = [
+                (s.answer_tokens, len(_documents(w)) * self._references(s))
+                for s, w in zip(scored, weighted, strict=True)
+            ]
+            predicted = sum(length * times for length, times in answers)
+            whole = tokens  # its prompts are known to the learner alone
+            sequences = sum(times for _, times in answers)
+        return self.sizes[policy].training_flops(
+            tokens,
+            predicted,
+            whole / max(sequences, 1),
+            lora=self.recipe.policy(policy).lora is not None,
+        )
+
+    def _references(self, scored: ScoredRollout) -> int:
+        every = self.recipe.generator.answers == "any"
+        return len(scored.rollout.example.answers) if every else 1
+
+
+def _learned(w: WeightedRollout) -> set[tuple[int, ...]]:
+    """The different selections that the selector learns, as tokens."""
+    pairs = zip(w.rollout.selections, w.selector, strict=True)
+    return {z.token_ids for z, coefficient in pairs if coefficient}
+
+
+def _documents(w: WeightedRollout) -> set[tuple[int, ...]]:
+    """The different lists of documents from which the generator learns to answer."""
+    pairs = zip(w.rollout.selections, w.generator, strict=True)
+    return {z.documents for z, coefficient in pairs if coefficient}
+
+
+def peak_memory(teams: Teams) -> dict[str, float]:
+    """Peak memory by role [GiB], the largest of a role's processes; the trainer's own process,
+    which in local mode has all roles, is `trainer`."""
+    own = hardware.memory()
+    roles: dict[str, list[Memory]] = {"trainer": [own]}
+    for policy, team in teams.engines.items():
+        roles[f"{policy}_engine"] = team.memory()
+    roles["reward"] = teams.reward.memory()
+    for policy, team in teams.learners.items():
+        roles[f"{policy}_learner"] = team.memory()
+    row: dict[str, float] = {}
+    for role, found in roles.items():
+        apart = [m for m in found if role == "trainer" or m.process != own.process]
+        for name, values in (
+            ("memory", [m.resident for m in apart]),
+            ("gpu_memory", [m.gpu for m in apart if m.gpu is not None]),
+        ):
+            if values:
+                row[f"{name}/{role}"] = max(values)
+    return row
