@@ -212,7 +212,10 @@ class Learner:
     # --- weights and state ----------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The policy's weights for the engines: LoRA folded in, in the recipe's dtype."""
+        """What the engines need: with LoRA the adapters alone, else all weights in the recipe's
+        dtype. `causal_lm.Received` makes whole weights of either."""
+        if self.section.lora:
+            return pack(causal_lm.adapter_factors(self.model))
         dtype = causal_lm.forward_dtype(self.section)
         return pack((n, w.detach().to(dtype)) for n, w in causal_lm.merged_weights(self.model))
 

@@ -101,7 +101,6 @@ class RolloutSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0: no limit")
     allow_biased_sampling: bool = False
-    batch_size: PositiveInt = Field(default=64, description="questions a call of an engine")
     max_sequences: PositiveInt = Field(default=256, description="sequences an engine runs at once")
     gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
     cpu_cache_gib: PositiveInt = Field(default=1, description="key-value cache without a GPU [GiB]")

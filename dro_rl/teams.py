@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from dro_rl.learner import Learner
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward.service import RewardService
+from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
+_CALL = 64
+"""Questions a call, at least, of the reward service and the learners."""
 
 
 @dataclass
@@ -39,12 +43,13 @@ class Teams:
         greedy: bool = False,
         on_policy: bool = False,
     ) -> list[Rollout]:
-        """m selections of every question. The same seed gives the same selections, whichever
-        worker draws them: each call of `rollout.batch_size` questions has a seed of its own."""
-        calls = [
-            (part, samples, seed + i, greedy, on_policy)
-            for i, part in enumerate(self._parts(examples))
-        ]
+        """m selections of every question, in one call of each engine.
+
+        The same seed gives the same selections with the same number of `rollout.workers`: each
+        draws for a part of its own, from a seed of its own.
+        """
+        parts = _shares(examples, self.recipe.rollout.workers)
+        calls = [(part, samples, seed + i, greedy, on_policy) for i, part in enumerate(parts)]
         return self._map(self.engines["selector"], "select", calls, advance)
 
     def answer(
@@ -54,7 +59,7 @@ class Teams:
         advance: Advance,
     ) -> list[str]:
         """The generator's greedy answer from each example's selected documents."""
-        calls = list(zip(self._parts(examples), self._parts(selections), strict=True))
+        calls = [(examples, selections)] if examples else []
         return self._map(self.engines["generator"], "answer", calls, advance)
 
     def score(
@@ -95,22 +100,25 @@ class Teams:
 
         `advance` counts rollouts.
         """
-        answers = []
-        for part in self._parts(rollouts):
-            asked = [
-                (i, documents)
-                for i, r in enumerate(part)
-                for documents in dict.fromkeys(s.documents for s in r.selections)
-            ]
-            examples = [part[i].example for i, _ in asked]
-            texts = self.answer(examples, [d for _, d in asked], lambda done: None)
-            found = dict(zip(asked, texts, strict=True))
-            answers += [[found[i, s.documents] for s in r.selections] for i, r in enumerate(part)]
-            advance(len(part))
-        return answers
+        asked = [
+            (i, documents)
+            for i, r in enumerate(rollouts)
+            for documents in dict.fromkeys(s.documents for s in r.selections)
+        ]
+        examples = [rollouts[i].example for i, _ in asked]
+        texts = self.answer(examples, [d for _, d in asked], lambda done: None)
+        found = dict(zip(asked, texts, strict=True))
+        advance(len(rollouts))
+        return [[found[i, s.documents] for s in r.selections] for i, r in enumerate(rollouts)]
+
+    def statistics(self, policy: PolicyName) -> Usage:
+        """What a policy's engines did since this was last asked [tokens]."""
+        return sum(self.engines[policy].submit("statistics")(), start=Usage())
 
     def _parts(self, items: Sequence) -> list[list]:
-        size = self.recipe.rollout.batch_size
+        """Calls for what is computed in micro-batches: whole ones, and progress now and then."""
+        micro = self.recipe.training.microbatch_size
+        size = math.ceil(_CALL / micro) * micro
         return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
     def _map(self, team: Team, method: str, calls: Sequence[tuple], advance: Advance) -> list:
@@ -160,6 +168,12 @@ class Teams:
     def _bound(self, policy: PolicyName) -> float:
         default = 1e-4 if self.recipe.policy(policy).dtype == "float32" else 0.5
         return self.recipe.rollout.max_logp_gap or default
+
+
+def _shares(items: Sequence, n: int) -> list[Sequence]:
+    """`items` in n parts that differ by one at most, in order; fewer where there are fewer."""
+    n = min(n, len(items))
+    return [items[i * len(items) // n : (i + 1) * len(items) // n] for i in range(n)]
 
 
 def start_teams(

@@ -23,6 +23,7 @@ from dro_rl.recipe import PolicySection
 
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LEFT, _RIGHT = ":left", ":right"
 
 
 def resolve_model(name: str) -> str:
@@ -172,27 +173,89 @@ def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
     return adapted
 
 
+def adapter_factors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What LoRA adds to each adapted weight, as two thin matrices: none for a model without.
+
+    "NAME:left" (rows, rank) times "NAME:right" (rank, columns) is to be added to the weight that
+    is NAME in a Hugging Face checkpoint; the adapters' scaling is in one of them.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in _without_peft(model).named_modules():
+        if isinstance(module, LoraLayer):
+            left, right = _factors(module)
+            yield f"{name}.weight{_LEFT}", left.detach()
+            yield f"{name}.weight{_RIGHT}", right.detach()
+
+
+def _factors(layer: Any) -> tuple[Tensor, Tensor]:
+    if "default" in layer.lora_embedding_A:
+        down, up, flipped = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"], 1
+    else:
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        flipped = layer.fan_in_fan_out
+    up = up * layer.scaling["default"]
+    return (down.T, up.T) if flipped else (up, down)
+
+
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights under their plain Hugging Face names, LoRA folded in, the model left untouched.
 
     W + BA is computed beside W: merging in place and back would drift by rounding each time.
     A tied output embedding is left out, as Hugging Face checkpoints do.
     """
-    from peft.tuners.lora import LoraLayer
+    factors = dict(adapter_factors(model))
+    for name, weight in _plain_weights(model):
+        yield name, _adapted(name, weight, factors)
 
+
+def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     plain = _without_peft(model)
     tied = bool(getattr(plain.config, "tie_word_embeddings", False))
-    deltas = {
-        name: module for name, module in plain.named_modules() if isinstance(module, LoraLayer)
-    }
     for name, weight in plain.state_dict().items():
-        if "lora_" in name or (tied and name == "lm_head.weight"):
-            continue
-        owner = name.removesuffix(".weight").removesuffix(".base_layer")
-        if owner in deltas and name.endswith(".weight"):
-            delta = deltas[owner].get_delta_weight("default")  # type: ignore[operator]
-            weight = (weight.float() + delta.float()).to(weight.dtype)
-        yield name.replace(".base_layer.", "."), weight
+        if "lora_" not in name and not (tied and name == "lm_head.weight"):
+            yield name.replace(".base_layer.", "."), weight
+
+
+def _adapted(name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+    if name + _LEFT not in factors:
+        return weight
+    delta = factors[name + _LEFT].float() @ factors[name + _RIGHT].float()
+    return (weight.float() + delta).to(weight.dtype)
+
+
+class Received:
+    """Whole weights from what a learner sent: they are whole, or LoRA's factors alone.
+
+    Args:
+        section: of the policy; its `model` is what the learner's adapters adapt.
+    """
+
+    def __init__(self, section: PolicySection) -> None:
+        self._section = section
+        self._base: dict[str, Tensor] = {}
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The policy's weights, named as in a Hugging Face checkpoint.
+
+        The weights below the adapters are read when factors first come, not taken from the model
+        that the caller runs: a resumed run starts that one from an iteration's merged weights.
+
+        Raises:
+            RuntimeError: factors of a weight that the policy's model does not have.
+        """
+        if not any(name.endswith(_LEFT) for name in tensors):
+            return tensors
+        if not self._base:
+            dtype = _DTYPES[self._section.dtype]
+            model = AutoModelForCausalLM.from_pretrained(
+                resolve_model(self._section.model), dtype=dtype
+            )
+            self._base = dict(_plain_weights(model))
+        unknown = {name.rpartition(":")[0] for name in tensors} - self._base.keys()
+        if unknown:
+            raise RuntimeError(f"adapters of unknown weights: {sorted(unknown)[:3]}")
+        return {name: _adapted(name, weight, tensors) for name, weight in self._base.items()}
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -32,6 +32,7 @@ class RewardService:
         self.writer = causal_lm.prompt_writer(recipe.generator, model)
         self.model = causal_lm.load_model(recipe.generator, model, training=False)
         self.likelihood = Likelihood(self.model, recipe.generator.likelihood)
+        self.received = causal_lm.Received(recipe.generator)
 
     def ready(self) -> dict[str, str]:
         """The reward's name, for the start-up table."""
@@ -70,7 +71,7 @@ class RewardService:
         Raises:
             RuntimeError: names or shapes are not this model's.
         """
-        causal_lm.load_weights(self.model, unpack(weights))
+        causal_lm.load_weights(self.model, self.received.whole(unpack(weights)))
 
     def probe(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
         """log p of each token of a fixed completion [nats]: must equal the learner's."""

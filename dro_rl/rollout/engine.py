@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -28,11 +29,35 @@ class Sample:
     logps: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an engine did [tokens]: prompts, each counted once a sample; the part of them that it
+    read from its cache of prefixes instead of computing it; and what it sampled."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    sampled_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.sampled_tokens + other.sampled_tokens,
+        )
+
+    @property
+    def prefix_cache_hits(self) -> float:
+        """Share of the prompt tokens that were not computed; nan of none."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else math.nan
+
+
 class Engine(Protocol):
     """Samples from one causal LM."""
 
     name: str
     version: str
+    usage: Usage
+    """Of all calls of `generate` so far; `score` is not counted."""
 
     def __init__(
         self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int

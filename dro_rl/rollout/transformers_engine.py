@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from dro_rl.policy import causal_lm
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.recipe import PolicySection, RolloutSection
-from dro_rl.rollout.engine import Sample, Tokens
+from dro_rl.rollout.engine import Sample, Tokens, Usage
 
 _NEVER = float("-inf")
 
@@ -38,6 +38,7 @@ class TransformersEngine:
         self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int
     ) -> None:
         self._section, self._rollout = section, rollout
+        self.usage = Usage()
         self._model = causal_lm.load_model(section, model_dir, training=False)
         self._eos = int(causal_lm.load_tokenizer(model_dir).eos_token_id)  # type: ignore[arg-type]
 
@@ -69,6 +70,9 @@ class TransformersEngine:
             )
             for row, i in enumerate(batch):
                 groups[i] = flat[row * samples : (row + 1) * samples]
+        computed = sum(map(len, prompts))  # once for all samples of a prompt
+        sampled = sum(len(s.token_ids) for group in groups.values() for s in group)
+        self.usage += Usage(computed * samples, computed * (samples - 1), sampled)
         return [groups[i] for i in range(len(prompts))]
 
     @torch.inference_mode()

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.recipe import PolicySection, RolloutSection
-from dro_rl.rollout.engine import Sample, Tokens
+from dro_rl.rollout.engine import Sample, Tokens, Usage
 from dro_rl.rollout.quiet import quiet
 
 with quiet():
     import vllm
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
+    from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
     from vllm.platforms import current_platform
+    from vllm.v1.metrics.stats import PrefixCacheStats
 
     from dro_rl.rollout.distinct_processor import DistinctProcessor, distinct_arguments
 
@@ -69,6 +72,8 @@ class VllmEngine:
             )
         config = self._llm.llm_engine.model_config.hf_text_config
         self._tied = bool(getattr(config, "tie_word_embeddings", False))
+        self._cache = _counting_cache(self._llm)
+        self.usage = Usage()
 
     def generate(
         self,
@@ -94,7 +99,11 @@ class VllmEngine:
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(p)) for p in prompts], parameters, use_tqdm=False
         )
-        return [[_sample(o) for o in output.outputs] for output in outputs]
+        groups = [[_sample(o) for o in output.outputs] for output in outputs]
+        counted = self._cache.make_prefix_cache_stats()  # and resets them
+        sampled = sum(len(s.token_ids) for group in groups for s in group)
+        self.usage += Usage(counted.queries, counted.hits, sampled)
+        return groups
 
     def score(self, prompt_ids: Tokens, completion_ids: Tokens) -> list[float]:
         """See Engine.score.
@@ -147,15 +156,28 @@ class VllmEngine:
             top_k=0 if plain else rollout.top_k,
             max_tokens=self._section.max_new_tokens,
             logprobs=0,
+            flat_logprobs=True,
             detokenize=False,
             extra_args=distinct_arguments(grammar) if grammar else None,
         )
 
 
 def _sample(output: CompletionOutput) -> Sample:
-    assert output.logprobs is not None
-    rows = zip(output.logprobs, output.token_ids, strict=True)
-    return Sample(tuple(output.token_ids), tuple(row[token].logprob for row, token in rows if row))
+    """With `logprobs=0` each position has one entry, the sampled token's."""
+    assert isinstance(output.logprobs, FlatLogprobs)
+    assert len(output.logprobs.logprobs) == len(output.token_ids)
+    return Sample(tuple(output.token_ids), tuple(output.logprobs.logprobs))
+
+
+def _counting_cache(llm: LLM) -> Any:
+    """The prefix cache's manager, told to count, prompt by prompt, what it finds.
+
+    vLLM's own report of it is no use here: a request of n samples tells of one of them, and its
+    metrics are one set a process, which two engines of local mode would share.
+    """
+    manager = cast(Any, llm.llm_engine.engine_core).engine_core.scheduler.kv_cache_manager
+    manager.log_stats, manager.prefix_cache_stats = True, PrefixCacheStats()
+    return manager
 
 
 def _input_embedding(names: Iterable[str]) -> str:

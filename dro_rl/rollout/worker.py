@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dro_rl.prompts import Prompt, read_selection, write_selection
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, Selection
-from dro_rl.rollout.engine import Sample
+from dro_rl.rollout.engine import Sample, Usage
 from dro_rl.rollout.environment import engine_environment
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class RolloutWorker:
         os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
         import torch
 
-        from dro_rl.policy.causal_lm import prompt_writer, resolve_model
+        from dro_rl.policy.causal_lm import Received, prompt_writer, resolve_model
 
         torch.set_num_threads(recipe.cluster.threads)  # local mode imported torch before us
         self._recipe = recipe
@@ -55,6 +55,7 @@ class RolloutWorker:
         )
         self._grammars: dict[int, SelectionGrammar] = {}
         self._ranker: IndependentRanker | None = None
+        self._received = Received(section)
         self._version = 0
         self._start_seconds = time.perf_counter() - started
 
@@ -167,15 +168,20 @@ class RolloutWorker:
         return [answers[p] for p in prompts]
 
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Take over the weights that `dro_rl.policy.weights.pack` made."""
+        """Take over what `Learner.weights` gave."""
         from dro_rl.policy.weights import unpack
 
-        self._engine.load_weights(unpack(weights))
+        self._engine.load_weights(self._received.whole(unpack(weights)))
         self._version = version
 
     def probe(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> list[float]:
         """log p of each token of a fixed completion [nats], to compare with the learner's."""
         return self._engine.score(prompt_ids, completion_ids)
+
+    def statistics(self) -> Usage:
+        """What the engine did since this was last asked."""
+        usage, self._engine.usage = self._engine.usage, Usage()
+        return usage
 
     def _selection(self, sample: Sample, n: int) -> Selection:
         text = self._writer.decode(sample.token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,14 @@ from typing import Any
 from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 Advance = Callable[[int], None]
@@ -58,6 +66,7 @@ class Console:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            TimeElapsedColumn(),  # an engine takes all questions of a stage in one call
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.rich, transient=True) as progress:
@@ -66,19 +75,19 @@ class Console:
 
     @contextmanager
     def _lines(self, title: str, total: int, unit: str) -> Iterator[Advance]:
-        start = last = time.monotonic()
-        done = 0
+        start, done = time.monotonic(), 0
 
         def advance(n: int) -> None:
-            nonlocal done, last
+            nonlocal done
             done += n
-            now = time.monotonic()
-            if now - last >= LINE_EVERY and done < total:
-                last = now
-                left = (now - start) / done * (total - done)
-                self.say(f"{title}: {done}/{total} {unit}, about {left:.0f} s left")
 
-        yield advance
+        def tell() -> None:
+            passed = time.monotonic() - start
+            left = f", about {passed / done * (total - done):.0f} s left" if done else ""
+            self.say(f"{title}: {done}/{total} {unit} after {passed:.0f} s{left}")
+
+        with _every(LINE_EVERY, tell):
+            yield advance
 
     def evaluations(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """The table of a run: a row an iteration, the warm start first."""
@@ -177,6 +186,24 @@ def _sums(rows: Sequence[Mapping[str, Any]], kind: str) -> Counter[str]:
     for row in rows:
         total.update(_under(row, kind))
     return total
+
+
+@contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call again and again while the block runs, whatever it waits for."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _figure(summary: Mapping[str, Any], key: str, form: str, factor: float) -> str:

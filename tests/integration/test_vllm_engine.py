@@ -21,6 +21,7 @@ from dro_rl.policy.weights import pack
 from dro_rl.prompts import Prompt, PromptWriter, read_selection
 from dro_rl.recipe import PolicySection, RolloutSection
 from dro_rl.records import Document, Example
+from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.environment import engine_environment, has_gpu
 from tests.models import make_llama, make_tokenizer, token_logps
 
@@ -77,6 +78,10 @@ def serve(pipe: Connection, models: dict[str, str]) -> None:
                 kwargs["grammars"] = [
                     SelectionGrammar(writer, n, k).without(gone) for n, k, *gone in grammars
                 ]
+            if method == "take_usage":
+                usage, engines[model].usage = engines[model].usage, Usage()
+                pipe.send((True, usage))
+                continue
             pipe.send((True, getattr(engines[model], method)(*args, **kwargs)))
         except Exception:
             pipe.send((False, traceback.format_exc()))
@@ -153,6 +158,22 @@ def test_greedy_is_the_plain_engines_greedy(host, folder, models, distinct):
     sizes = [(7, 2) for _ in PROMPTS] if distinct else None
     got = host("tied", "generate", PROMPTS, samples=1, seed=0, greedy=True, grammars=sizes)
     assert [g[0].token_ids for g in got] == [g[0].token_ids for g in expected]
+
+
+def test_prefix_cache_hits_are_counted_sample_by_sample(host):
+    """Prompts that share nothing: each sample but the first reads the whole blocks of 32 tokens,
+    less the last token, which vLLM always computes. Prompts that are the same share likewise."""
+    before = host("untied", "take_usage")
+    assert before.prompt_tokens > 0
+    prompts = [(7, *DRAW.choices(range(3, 300), k=n - 1)) for n in (5, 33, 64, 100)]
+    blocks = [0, 32, 32, 96]
+    groups = host("untied", "generate", prompts, samples=4, seed=1)
+    host("untied", "score", prompts[3], (5, 6))
+    sampled = sum(len(s.token_ids) for g in groups for s in g)
+    assert host("untied", "take_usage") == Usage(4 * 202, 3 * sum(blocks), sampled)
+    host("untied", "generate", [prompts[3]] * 3, samples=2, seed=1)
+    assert host("untied", "take_usage").cached_tokens == 5 * 96
+    assert host("untied", "take_usage") == Usage()
 
 
 class Remote:

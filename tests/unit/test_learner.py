@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from dro_rl.algorithms import Group, weigh
 from dro_rl.learner import Learner
+from dro_rl.policy import causal_lm
 from dro_rl.policy.weights import unpack
 from dro_rl.records import WeightedRollout
 from dro_rl.reward.service import RewardService
+from dro_rl.rollout.worker import RolloutWorker
 from tests.tiny import make_example, make_recipe, make_rollout
 
 GROUPS = [[(0, 1), (2, 3), (0, 1)], [(4,), (1, 0), (3, 2)], [(2, 0), (0, 2), (1, 3)]]
@@ -128,21 +131,65 @@ def test_schedule_warms_up_and_decays(folder):
     assert rates[5] > rates[12] > rates[19] > 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("policy", ["selector", "generator"])
-def test_lora_trains_adapters_alone_and_ships_merged_weights(folder, policy):
-    learner = make_learner(folder, policy, **{policy: {"lora": {"rank": 4, "alpha": 8}}})
+def test_lora_trains_and_ships_adapters_alone(folder, policy, dtype, tmp_path):
+    learner = make_learner(
+        folder, policy, **{policy: {"lora": {"rank": 4, "alpha": 6}, "dtype": dtype}}
+    )
     assert learner.trainable and all("lora_" in n for n in learner.trainable)
     batch = make_batch(learner)
     first = learner.step(batch).loss
     for _ in range(5):
         last = learner.step(batch).loss
     assert last < first
-    plain = make_learner(folder, policy)
-    plain.model.load_state_dict(unpack(learner.weights()), strict=True)
+    sent = learner.weights()
+    adapters = sum(p.numel() * p.element_size() for p in learner.trainable.values())
+    assert sum(array.nbytes for array in sent.values()) == adapters
+
+    learner.save_policy(tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
+    whole = causal_lm.Received(learner.section).whole(unpack(sent))
+    assert whole.keys() == saved.keys()
+    for name, weight in whole.items():
+        assert weight.dtype == saved[name].dtype and torch.equal(weight, saved[name]), name
+
+
+def test_adapters_that_were_sent_make_the_learners_policy(folder):
+    learner = make_learner(folder, "generator", generator={"lora": {"rank": 4, "alpha": 6}})
+    learner.step(make_batch(learner))
+    plain = make_learner(folder, "generator")
+    received = causal_lm.Received(learner.section)
+    for _ in range(2):  # the second set of adapters replaces the first
+        learner.step(make_batch(learner))
+        causal_lm.load_weights(plain.model, received.whole(unpack(learner.weights())))
+        (completion, wanted), (same, got) = (x.probe(make_example()) for x in (learner, plain))
+        assert same == completion
+        assert got == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["reward service", "engine"])
+def test_adapters_go_on_what_they_adapt_whatever_a_process_started_with(folder, engine, tmp_path):
+    learner = make_learner(folder, "generator", generator={"lora": {"rank": 4}})
+    batch = make_batch(learner)
+    learner.step(batch)
+    learner.save_policy(tmp_path)  # a resumed run's engines and reward service start with this
+    learner.step(batch)
+    if engine:
+        user = RolloutWorker(learner.recipe, "generator", str(tmp_path))
+    else:
+        user = RewardService(learner.recipe, str(tmp_path))
+    user.load_weights(learner.weights(), 2)
     completion, wanted = learner.probe(make_example())
-    same, got = plain.probe(make_example())
-    assert same == completion
+    got = user.probe(completion.prompt_ids, completion.token_ids)
     assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_adapters_of_another_model_are_refused(folder):
+    learner = make_learner(folder, "generator", generator={"lora": {"rank": 4}})
+    weights = {n.replace("layers.1", "layers.7"): w for n, w in unpack(learner.weights()).items()}
+    with pytest.raises(RuntimeError, match="layers.7"):
+        causal_lm.Received(learner.section).whole(weights)
 
 
 def test_bfloat16_keeps_float32_weights_and_ships_bfloat16(folder):

@@ -155,12 +155,12 @@ def test_prompts_leave_room_for_the_longest_completion(folder):
 
 def adapted(folder, **changes):
     """A model with LoRA adapters that change what it says."""
-    settings = section(folder, lora={"rank": 4, "alpha": 8}, **changes)
+    settings = section(folder, **{"lora": {"rank": 4, "alpha": 8}, **changes})
     model = causal_lm.add_lora(load_model(settings, str(folder), training=True), settings)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_" in name:
                 weight.normal_(std=0.2)
     return model
 
@@ -178,6 +178,22 @@ def test_merged_weights_are_the_adapted_models_under_plain_names(kind, request):
     assert set(merged) == names
     plain.load_state_dict(merged, strict=kind == "folder")
     torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "embed_tokens"])
+def test_adapters_of_any_matrix_are_two_factors_of_what_peft_adds(folder, target):
+    model = adapted(folder, lora={"rank": 4, "alpha": 6, "target_modules": [target]})
+    factors = dict(causal_lm.adapter_factors(model))
+    deltas = {
+        name: module.get_delta_weight("default")
+        for name, module in model.get_base_model().named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    assert deltas and len(factors) == 2 * len(deltas)
+    for name, delta in deltas.items():
+        left, right = factors[f"{name}.weight:left"], factors[f"{name}.weight:right"]
+        assert 4 in left.shape and 4 in right.shape and delta.abs().max() > 0.01
+        torch.testing.assert_close(left @ right, delta)
 
 
 def test_merging_leaves_the_model_untouched(folder):

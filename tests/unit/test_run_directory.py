@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -283,19 +284,28 @@ def test_progress_where_a_bound_was_not_finite(piped):
 
 
 def test_a_stage_shows_lines_while_it_works_and_its_time_at_the_end(piped, monkeypatch):
+    """Also while nothing comes back: an engine's call may take minutes."""
     console, file = piped
-    monkeypatch.setattr(console_module, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(console_module, "LINE_EVERY", 0.2)
     with console.stage("iteration 1/2: rollout", 4, "questions") as advance:
+        time.sleep(0.5)
+        advance(3)
+        time.sleep(0.5)
         advance(1)
-        advance(2)
-        advance(1)
-    lines = file.getvalue().splitlines()
-    assert [x.partition(",")[0] for x in lines[:2]] == [
-        "iteration 1/2: rollout: 1/4 questions",
-        "iteration 1/2: rollout: 3/4 questions",
-    ]
-    assert "s left" in lines[0]
-    assert lines[2].startswith("iteration 1/2: rollout: 4 questions in ") and len(lines) == 3
+    *lines, last = file.getvalue().splitlines()
+    assert lines[0] == "iteration 1/2: rollout: 0/4 questions after 0 s"
+    assert any("rollout: 3/4 questions after 1 s, about 0 s left" in line for line in lines)
+    assert last.startswith("iteration 1/2: rollout: 4 questions in ")
+
+
+def test_a_stage_that_fails_says_no_more(piped, monkeypatch):
+    console, file = piped
+    monkeypatch.setattr(console_module, "LINE_EVERY", 0.05)
+    with pytest.raises(UserError), console.stage("rollout", 4, "questions"):
+        raise UserError("no")
+    before = file.getvalue()
+    time.sleep(0.2)
+    assert file.getvalue() == before
 
 
 def test_a_stage_that_fails_does_not_claim_to_be_done(piped):

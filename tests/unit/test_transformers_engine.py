@@ -11,6 +11,7 @@ from dro_rl.policy.weights import pack, unpack
 from dro_rl.prompts import PromptWriter, read_selection
 from dro_rl.recipe import PolicySection, Recipe, RolloutSection
 from dro_rl.records import Document, Example
+from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.environment import engine_environment, has_gpu
 from dro_rl.rollout.transformers_engine import TransformersEngine
 from dro_rl.rollout.worker import RolloutWorker
@@ -122,6 +123,16 @@ def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p(folder, model):
     count = int((p.values.cumsum(0) < 0.5).sum()) + 1
     seen = {s.token_ids[0] for s in narrow.generate([PROMPTS[1]], samples=300, seed=0)[0]}
     assert seen <= set(p.indices[:count].tolist())
+
+
+def test_prompts_are_computed_once_for_all_their_samples(folder):
+    one = engine(folder)
+    groups = one.generate(PROMPTS, samples=4, seed=1)
+    again = one.generate(PROMPTS[:2], samples=1, seed=1)
+    tokens, two = sum(map(len, PROMPTS)), sum(map(len, PROMPTS[:2]))
+    sampled = sum(len(s.token_ids) for g in [*groups, *again] for s in g)
+    assert one.usage == Usage(4 * tokens + two, 3 * tokens, sampled)
+    assert one.usage.prefix_cache_hits == pytest.approx(3 * tokens / (4 * tokens + two))
 
 
 def test_score_is_the_models(folder, model):

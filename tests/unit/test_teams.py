@@ -1,0 +1,78 @@
+"""Work divided among engines, in this process, on the plain engine."""
+
+import math
+
+import pytest
+
+from dro_rl.cluster import open_cluster
+from dro_rl.recipe import POLICIES
+from dro_rl.rollout.engine import Usage
+from dro_rl.teams import Teams, start_teams
+from dro_rl.tracking.console import Console
+from tests.tiny import make_example, make_recipe
+
+pytestmark = pytest.mark.unit
+EXAMPLES = [make_example(i) for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def make_teams(folder, workers: int) -> Teams:
+    recipe = make_recipe(folder, rollout={"engine": "transformers", "workers": workers})
+    with open_cluster(recipe.cluster, 4) as cluster:
+        models = {p: recipe.policy(p).model for p in POLICIES}
+        return start_teams(recipe, cluster, models, Console(), None)
+
+
+def nothing(done: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_each_engine_selects_for_a_part_of_the_questions_in_order(folder, workers):
+    teams, done = make_teams(folder, workers), []
+    rollouts = teams.select(EXAMPLES, 4, 7, done.append)
+    assert [r.example for r in rollouts] == EXAMPLES
+    assert sum(done) == len(EXAMPLES) and len(done) == workers
+    assert max(done) - min(done) <= 1
+    assert teams.select(EXAMPLES, 4, 7, nothing) == rollouts
+    assert teams.select(EXAMPLES, 4, 8, nothing) != rollouts
+    shares = [usage.prompt_tokens for usage in teams.engines["selector"].submit("statistics")()]
+    assert len(shares) == workers and min(shares) > 0
+
+
+def test_engines_that_select_for_the_same_question_draw_for_themselves(folder):
+    two = make_teams(folder, 2)
+    one, other = two.select([EXAMPLES[0]] * 2, 16, 7, nothing)
+    assert [s.text for s in one.selections] != [s.text for s in other.selections]
+
+
+def test_fewer_questions_than_engines(folder):
+    teams = make_teams(folder, 3)
+    assert [r.example for r in teams.select(EXAMPLES[:1], 4, 7, nothing)] == EXAMPLES[:1]
+    assert teams.select([], 4, 7, nothing) == teams.answer([], [], nothing) == []
+
+
+def test_every_selection_is_answered_as_it_is_alone(folder):
+    teams, done = make_teams(folder, 1), []
+    rollouts = teams.select(EXAMPLES, 4, 7, nothing)
+    answers = teams.answer_all(rollouts, done.append)
+    assert sum(done) == len(EXAMPLES)
+    for rollout, texts in zip(rollouts, answers, strict=True):
+        for selection, text in zip(rollout.selections, texts, strict=True):
+            assert [text] == teams.answer([rollout.example], [selection.documents], nothing)
+
+
+def test_statistics_are_of_all_engines_since_they_were_last_asked(folder):
+    teams = make_teams(folder, 2)
+    rollouts = teams.select(EXAMPLES, 4, 7, nothing)
+    prompts = sum(len(r.prompt_ids) for r in rollouts)
+    sampled = sum(len(s.token_ids) for r in rollouts for s in r.selections)
+    seen = teams.statistics("selector")
+    assert seen == Usage(4 * prompts, 3 * prompts, sampled)
+    assert seen.prefix_cache_hits == pytest.approx(3 / 4)
+    assert teams.statistics("generator") == Usage()
+    assert math.isnan(teams.statistics("selector").prefix_cache_hits)
