@@ -9,10 +9,11 @@ import re
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dro_rl.data import load_examples
 from dro_rl.data.facts import world
 from dro_rl.data.facts.tokenizer import make_tokenizer, vocabulary
 from dro_rl.data.facts.world import make_examples
-from dro_rl.data_sections import Bm25Retrieval
+from dro_rl.data_sections import Bm25Retrieval, FactsData
 from dro_rl.prompts import PromptWriter, read_selection, write_selection
 from dro_rl.retrieval import add_candidates
 
@@ -266,6 +267,13 @@ def test_a_longer_value_has_as_many_different_words_of_its_relation(words):
         assert len(example.answers[0].split()) == len(example.parts) * (words + 1) - 1
         gold = {value(d) for d in example.candidates if d.is_gold}
         assert gold == set(example.parts)
+
+
+def test_a_recipe_decides_the_words_of_a_value():
+    data = FactsData(kind="facts", train_questions=5, evaluation_questions=3, value_words=3)
+    split = load_examples(data, seed=0)
+    parts = [part for e in (*split.train, *split.evaluation) for part in e.parts]
+    assert {len(part.split()) for part in parts} == {3}
 
 
 def test_a_rumour_with_a_longer_value_is_wrong_in_every_place():
