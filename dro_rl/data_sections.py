@@ -20,6 +20,7 @@ class FactsData(Section):
     documents: int = Field(default=8, ge=4, le=20, description="documents a question")
     rumours: Rate = Field(default=0.3, description="share of documents that contradict the truth")
     echoes: Rate = Field(default=0.0, description="share of the others that repeat a fact")
+    value_words: int = Field(default=1, ge=1, le=4, description="words in a fact's value")
 
 
 class HotpotData(Section):

@@ -244,6 +244,14 @@ class Recipe(Section):
                 "each question of data.kind: facts is a world of its own, and the worlds "
                 "contradict each other: set retrieval.corpus: own"
             )
+        if isinstance(self.data, FactsData):
+            needed = 2 * self.data.value_words + 2  # two values, "and", the end
+            if self.generator.max_new_tokens < needed:
+                raise ValueError(
+                    f"generator.max_new_tokens ({self.generator.max_new_tokens}) has no room for "
+                    f"two values of data.value_words: {self.data.value_words}: raise it to "
+                    f"{needed} or more"
+                )
         if self.warmup.pretraining == "facts" and self.data.kind != "facts":
             raise ValueError("warmup.pretraining: facts belongs to data.kind: facts")
         per_token = isinstance(self.algorithm, DroAlgorithm) and self.algorithm.tau == "per_token"

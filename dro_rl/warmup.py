@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.data import Split
+from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
 from dro_rl.evaluation import answer_recall
 from dro_rl.learner import Learner
@@ -157,6 +158,8 @@ def _base(
 def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
     from dro_rl.data.facts.curriculum import Figures, pretrain
 
+    assert isinstance(recipe.data, FactsData)  # the recipe refuses another data set
+
     def report(figures: Figures) -> None:
         shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
         console.say("  " + ", ".join(shown))
@@ -166,6 +169,7 @@ def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
         folder,
         seed=recipe.training.seed,
         documents=recipe.retrieval.candidates,
+        value_words=recipe.data.value_words,
         steps=recipe.warmup.pretraining_steps,
         report=report,
     )

@@ -36,6 +36,7 @@ def _make_facts(data: FactsData, seed: int) -> Split:
             documents=data.documents,
             rumours=data.rumours,
             echoes=data.echoes,
+            value_words=data.value_words,
             split=split,
         )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dro_rl.data import load_examples
 from dro_rl.data.facts import world
 from dro_rl.data.facts.tokenizer import make_tokenizer, vocabulary
 from dro_rl.data.facts.world import make_examples
-from dro_rl.data_sections import Bm25Retrieval
+from dro_rl.data_sections import Bm25Retrieval, FactsData
 from dro_rl.prompts import PromptWriter, read_selection, write_selection
 from dro_rl.retrieval import add_candidates
 
@@ -40,8 +43,9 @@ def key(document):
 
 
 def value(document):
-    """What a document states: the last word before the comma."""
-    return document.text.split(",")[0].split()[-1]
+    """What a document states: what stands between the relation's phrase and the mark after it."""
+    claim = document.text.split(",")[0]
+    return claim.removeprefix(key(document)[1].phrase).strip()
 
 
 def is_rumour(document):
@@ -234,3 +238,69 @@ def test_an_echo_states_a_fact_again_in_other_words():
         assert all(any(part in d.text for part in example.parts) for d in gold)
     assert seen > 100
     assert make_examples(20, seed=3) == make_examples(20, seed=3, echoes=0.0)
+
+
+def digest(things):
+    return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
+
+
+def test_one_word_values_leave_examples_and_lessons_as_the_built_in_models_saw_them(tokenizer):
+    from dro_rl.data.facts.lessons import Lessons
+
+    plain = make_examples(50, seed=0)
+    crowded = make_examples(50, seed=3, documents=20, echoes=0.5, split="evaluation")
+    assert digest(plain) == "6d8a2f330ffdd25c"
+    assert digest(crowded) == "e90cc8c6175070d4"
+    lessons = Lessons(tokenizer, seed=0)
+    makers = (lessons.repeat, lambda: lessons.look_up(4), lambda: lessons.select(8))
+    rows = [make() for _ in range(10) for make in (*makers, lambda: lessons.answer(5))]
+    assert digest([(row.ids, row.labels, row.kinds) for row in rows]) == "d4a08a8784a1b8eb"
+
+
+@pytest.mark.parametrize("words", [2, 3, 4])
+def test_a_longer_value_has_as_many_different_words_of_its_relation(words):
+    for example in make_examples(100, seed=1, echoes=0.3, value_words=words):
+        for document in example.candidates:
+            stated = value(document).split()
+            assert len(set(stated)) == len(stated) == words
+            assert set(stated) <= set(key(document)[1].values)
+        assert len(example.answers[0].split()) == len(example.parts) * (words + 1) - 1
+        gold = {value(d) for d in example.candidates if d.is_gold}
+        assert gold == set(example.parts)
+
+
+def test_a_recipe_decides_the_words_of_a_value():
+    data = FactsData(kind="facts", train_questions=5, evaluation_questions=3, value_words=3)
+    split = load_examples(data, seed=0)
+    parts = [part for e in (*split.train, *split.evaluation) for part in e.parts]
+    assert {len(part.split()) for part in parts} == {3}
+
+
+def test_a_rumour_with_a_longer_value_is_wrong_in_every_place():
+    seen = 0
+    for example in make_examples(200, seed=1, value_words=3):
+        truth = {key(d): value(d).split() for d in example.candidates if not is_rumour(d)}
+        for document in filter(is_rumour, example.candidates):
+            pairs = zip(value(document).split(), truth[key(document)], strict=True)
+            assert all(told != true for told, true in pairs)
+            seen += 1
+    assert seen > 200
+
+
+def test_lessons_teach_values_of_the_width_of_the_examples(tokenizer):
+    """What the lessons mark as values are whole values, in the answers as in the look-ups."""
+    from dro_rl.data.facts.lessons import Lessons
+
+    lessons = Lessons(tokenizer, seed=0, value_words=3)
+    words = {word: relation for relation in world.RELATIONS for word in relation.values}
+    for row in [lessons.answer(6) for _ in range(20)] + [lessons.look_up(4) for _ in range(20)]:
+        marked = "".join(
+            k if t != IGNORED else " " for k, t in zip(row.kinds, row.labels, strict=True)
+        )
+        runs = [match.span() for match in re.finditer("v+", marked)]
+        assert runs
+        for start, end in runs:
+            value = tokenizer.convert_ids_to_tokens(row.ids[start:end])
+            assert len(value) == 3
+            assert len({words[word].phrase for word in value}) == 1
+            assert row.labels[start:end] == row.ids[start:end]

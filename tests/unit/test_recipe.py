@@ -159,6 +159,11 @@ def test_every_problem_is_told_at_once(write):
             ["retrieval={kind: bm25, corpus: own, corpus_path: x.jsonl}"],
             "corpus: own ranks the question's own documents: drop corpus_path",
         ),
+        (
+            ["data={kind: facts, documents: 10, value_words: 3}", "generator.max_new_tokens=7"],
+            "generator.max_new_tokens (7) has no room for two values of data.value_words: 3: raise "
+            "it to 8 or more",
+        ),
         (["warmup.pretraining=facts"], "warmup.pretraining: facts belongs to data.kind: facts"),
         (
             ["algorithm.tau=per_token", "generator.answers=any"],

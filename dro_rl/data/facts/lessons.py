@@ -43,10 +43,11 @@ class Row:
 
 class Lessons:
     """Makes rows. A *deck* is the documents at the head of a row; a *turn* is a question and what
-    should be written after it."""
+    should be written after it. `value_words` are the words of a value, 1 to 4."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, value_words: int = 1):
         self.tokenizer = tokenizer
+        self.value_words = value_words
         self.writer = PromptWriter(tokenizer, "plain", MAX_LENGTH)
         self.rng = random.Random(f"facts/curriculum/{seed}")
 
@@ -62,7 +63,7 @@ class Lessons:
     def look_up(self, deck: int) -> Row:
         """The key alone, right before what it names: "Selection: the Kovac birthplace [3]", and
         "Answer: the Kovac birthplace Lyon"."""
-        facts = world.draw_facts(self.rng, deck, RUMOURS)
+        facts = self._draw_facts(deck)
         row = self._deck(facts)
         undisputed = [f for f in facts if not f.is_rumour and not _rumours(facts, f)]
         turns = [(task, fact) for task in ("Selection:", "Answer:") for fact in undisputed]
@@ -72,12 +73,12 @@ class Lessons:
             if task == "Selection:":
                 row.write(self._encode(f"[{facts.index(fact) + 1}]"), "i")
             else:
-                row.write(self._encode(fact.value), "v")
+                row.write(self._encode(fact.value), "v" * self.value_words)
         return row
 
     def select(self, deck: int, turns: int = TURNS) -> Row:
         """Selections; what a one-part question leaves over goes to the same person's documents."""
-        facts = world.draw_facts(self.rng, deck, RUMOURS)
+        facts = self._draw_facts(deck)
         row = self._deck(facts)
         for _ in range(turns):
             asked = world.draw_question(self.rng, facts)
@@ -94,7 +95,7 @@ class Lessons:
     def answer(self, deck: int, turns: int | None = None) -> Row:
         """Answers from `deck` documents, rumours about other facts among them. Few turns behind a
         small deck: a question asked before is answered by copying."""
-        facts = world.draw_facts(self.rng, max(4, deck), RUMOURS)
+        facts = self._draw_facts(max(4, deck))
         true = next(f for f in facts if not f.is_rumour)
         others = [f for f in facts if f is not true]
         facts = self.rng.sample([true, *self.rng.sample(others, deck - 1)], deck)
@@ -102,9 +103,12 @@ class Lessons:
         for _ in range(turns or min(TURNS, 1 + deck // 2)):
             asked = world.draw_question(self.rng, facts)
             self._turn(row, "answer", asked)
-            kinds = "v-v-" if len(asked) > 1 else "v-"
+            kinds = "-".join("v" * self.value_words for _ in asked)  # an "and" between, an end
             row.write(self.writer.completion(world.write_answer(asked)), kinds)
         return row
+
+    def _draw_facts(self, deck: int) -> list[Fact]:
+        return world.draw_facts(self.rng, deck, RUMOURS, value_words=self.value_words)
 
     def _deck(self, facts: Sequence[Fact]) -> Row:
         documents = [fact.document(self.rng) for fact in facts]

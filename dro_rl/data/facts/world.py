@@ -13,9 +13,10 @@ gold recall stays below 1 for the best K documents too: read the recall of the a
 Facts are drawn anew for every question, so a policy can memorise none: it has to read.
 
 What was given up for a 0.4M-parameter model to learn this in minutes on one core (without it,
-pointing at an identifier stayed at chance): names and values are single
-words; the person stands right before the relation in title and question alike; a paraphrase is one
-other word for the relation, no more. The tokenizer drops separating punctuation.
+pointing at an identifier stayed at chance): names are single words, and so are values unless
+`value_words` asks for more; the person stands right before the relation in title and question
+alike; a paraphrase is one other word for the relation, no more. The tokenizer drops separating
+punctuation.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ PEOPLE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`words` are interchangeable names; `phrase` is how a document begins; `values` are single
-    words, and no two relations share one."""
+    """`words` are interchangeable names; `phrase` is how a document begins; `values` are the single
+    words that a fact's value is made of, and no two relations share one."""
 
     words: tuple[str, str]
     phrase: str
@@ -102,7 +103,8 @@ TWO_PARTS = 0.6  # share of questions that need two documents
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What a document states; a rumour's value is not the true one."""
+    """What a document states: `value` is one word, or several ("Lyon Oslo Porto"); a rumour's
+    differs from the true one in every place."""
 
     person: str
     relation: Relation
@@ -126,6 +128,7 @@ def make_examples(
     documents: int = 8,
     rumours: float = 0.3,
     echoes: float = 0.0,
+    value_words: int = 1,
     split: str = "train",
 ) -> list[Example]:
     """Questions about worlds of their own.
@@ -136,18 +139,21 @@ def make_examples(
         documents: candidates a question, 4 to 20.
         rumours: probability that the next document contradicts one that is already there.
         echoes: probability that the next document, if no rumour, states a fact again.
+        value_words: different words in a value, 1 to 4.
     """
     settings = (documents, rumours, echoes) if echoes else (documents, rumours)
+    if value_words > 1:
+        settings += (f"{value_words} words",)
     rng = random.Random("/".join(map(str, ("facts", split, seed, *settings))))
     return [
-        _make_example(rng, f"{split}-{seed}-{i}", documents, rumours, echoes) for i in range(count)
+        _make_example(
+            rng, f"{split}-{seed}-{i}", draw_facts(rng, documents, rumours, echoes, value_words)
+        )
+        for i in range(count)
     ]
 
 
-def _make_example(
-    rng: random.Random, name: str, documents: int, rumours: float, echoes: float
-) -> Example:
-    facts = draw_facts(rng, documents, rumours, echoes)
+def _make_example(rng: random.Random, name: str, facts: Sequence[Fact]) -> Example:
     asked = draw_question(rng, facts)
     parts = tuple(fact.value for fact in asked)
     return Example(
@@ -175,7 +181,9 @@ def write_documents(
     return tuple(documents)
 
 
-def draw_facts(rng: random.Random, count: int, rumours: float, echoes: float = 0.0) -> list[Fact]:
+def draw_facts(
+    rng: random.Random, count: int, rumours: float, echoes: float = 0.0, value_words: int = 1
+) -> list[Fact]:
     """A shuffled closed world of `count` facts, few people and few relations, so that near misses
     abound; at most one rumour and one echo a fact."""
     if not 4 <= count <= 20:
@@ -190,17 +198,28 @@ def draw_facts(rng: random.Random, count: int, rumours: float, echoes: float = 0
     while len(facts) < count:
         if trusted and rng.random() < rumours:
             truth = trusted.pop(rng.randrange(len(trusted)))
-            others = [value for value in truth.relation.values if value != truth.value]
-            facts.append(Fact(truth.person, truth.relation, rng.choice(others), is_rumour=True))
+            value = _draw_value(rng, truth.relation, value_words, unlike=truth.value.split())
+            facts.append(Fact(truth.person, truth.relation, value, is_rumour=True))
         elif echoes and single and rng.random() < echoes:
             facts.append(single.pop(rng.randrange(len(single))))
         else:
             person, relation = keys.pop()
-            trusted.append(Fact(person, relation, rng.choice(relation.values)))
+            trusted.append(Fact(person, relation, _draw_value(rng, relation, value_words)))
             facts.append(trusted[-1])
             single.append(trusted[-1])
     rng.shuffle(facts)
     return facts
+
+
+def _draw_value(
+    rng: random.Random, relation: Relation, value_words: int, unlike: Sequence[str] = ()
+) -> str:
+    """So many different words of the relation, none in the place where `unlike` has it."""
+    words: list[str] = []
+    for place in range(value_words):
+        taken = {*words, *unlike[place : place + 1]}
+        words.append(rng.choice([value for value in relation.values if value not in taken]))
+    return " ".join(words)
 
 
 def draw_question(rng: random.Random, facts: Sequence[Fact]) -> list[Fact]:
