@@ -197,6 +197,26 @@ def variance(
     console.say(f"written: {run.absolute() / 'variance.csv'}")
 
 
+@app.command()
+def profile(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each policy.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the traces; default: beside the run directory.")
+    ] = None,
+) -> None:
+    """Run a recipe's stages on a batch in one process under torch.profiler; show the top of it."""
+    loaded = _load(recipe, [*(overrides or []), "cluster.mode=local"])
+    _prepare_process(loaded)
+    from dro_rl.profiling import profile as run_profiler
+    from dro_rl.tracking.console import Console
+
+    console = Console()
+    folder = run_profiler(loaded, steps, output, console)
+    console.say(f"traces, for chrome://tracing or ui.perfetto.dev: {folder}")
+
+
 # --- helpers --------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 Advance = Callable[[int], None]
 LINE_EVERY = 10.0  # seconds between progress lines in a file
+_NAME = 60  # characters of an operator's name: a kernel's may have hundreds
 
 # key, heading, format, factor
 _COLUMNS = (
@@ -129,6 +130,20 @@ class Console:
             peaks = [f"{role.replace('_', ' ')} {gib:.2f}" for role, gib in last.items()]
             if peaks:
                 self.say(f"peak {name} [GiB]: {', '.join(peaks)}")
+
+    def operators(self, title: str, rows: Sequence[Any]) -> None:
+        """A table of `dro-rl profile`: rows of `dro_rl.profiling.Operator`."""
+        self.say(title)
+        if not rows:
+            return  # the stage is Python alone
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in ("operator", "seconds", "share", "calls"):
+            table.add_column(heading, justify="left" if heading == "operator" else "right")
+        for r in rows:
+            name = r.name if len(r.name) <= _NAME else f"{r.name[: _NAME - 3]}..."
+            cells = (f"{r.seconds:.4f}", f"{100 * r.share:.1f} %", f"{r.calls:,}")
+            table.add_row(escape(name), *cells)
+        RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
 
     def variances(self, rows: Sequence[Any]) -> None:
         """The table of `dro-rl variance`: rows of `dro_rl.variance.Row`."""
