@@ -151,6 +151,11 @@ class TrainingSection(Section):
         default=8192,
         description="tokens a forward pass, in whole questions (at least one); memory only",
     )
+    weights: Literal["fresh", "frozen"] = Field(
+        default="fresh",
+        description="fresh: the generator's training pass also scores, at its weights of that "
+        "step, where algorithm and reward allow it; frozen: all is scored before the first step",
+    )
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear learning-rate warm-up")
     weight_decay: float = Field(default=0.0, ge=0)

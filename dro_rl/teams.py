@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,10 +115,8 @@ class Teams:
         return sum(self.engines[policy].submit("statistics")(), start=Usage())
 
     def _parts(self, items: Sequence) -> list[list]:
-        """Calls for what is computed in micro-batches: whole ones, and progress now and then."""
-        micro = self.recipe.training.microbatch_size
-        size = math.ceil(_CALL / micro) * micro
-        return [list(items[i : i + size]) for i in range(0, len(items), size)]
+        """Calls for what is computed in micro-batches, with progress now and then."""
+        return [list(items[i : i + _CALL]) for i in range(0, len(items), _CALL)]
 
     def _map(self, team: Team, method: str, calls: Sequence[tuple], advance: Advance) -> list:
         results = team.map(method, calls, lambda i: advance(len(calls[i][0])))

@@ -101,6 +101,24 @@ def steps_per_iteration(recipe: Recipe, available: int) -> int:
     return math.ceil(size / recipe.training.batch_size) * recipe.training.epochs
 
 
+def scores_while_learning(recipe: Recipe, reward: Reward) -> bool:
+    """Whether one forward pass of the generator gives the rewards and its gradient.
+
+    Rewards must be the generator's likelihoods, one question's coefficients must not need another's
+    rewards, and every rollout must be trained on once, under the policy that sampled it.
+    """
+    lora = recipe.generator.lora
+    return (
+        recipe.training.weights == "fresh"
+        and tuple(reward.needs) == ("likelihood",)
+        and "generator" in recipe.algorithm.train
+        and recipe.algorithm.kind in ("dro", "maxrl", "grpo", "rloo")
+        and recipe.training.epochs == 1
+        and recipe.rollout.on_policy
+        and not (lora and lora.dropout)
+    )
+
+
 class Trainer:
     """One run's loop; every method is one line of the algorithm."""
 
@@ -141,6 +159,10 @@ class Trainer:
     def _iterate(self, iteration: int) -> None:
         """One E-step and one M-step."""
         rollouts = self._sample(iteration)
+        if scores_while_learning(self.recipe, self.reward):
+            scored, weighted = self._score_and_learn(iteration, rollouts)
+            self.run.write_rollouts(iteration, scored, weighted)
+            return
         scored = self._score(iteration, rollouts)
         weighted = self._weigh(iteration, scored)
         self.run.write_rollouts(iteration, scored, weighted)
@@ -235,28 +257,66 @@ class Trainer:
         self, iteration: int, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
     ) -> None:
         """M-step: both policies take the same batches side by side."""
-        size, epochs = self.recipe.training.batch_size, self.recipe.training.epochs
-        batches = [slice(i, i + size) for i in range(0, len(weighted), size)] * epochs
-        first = steps_per_iteration(self.recipe, len(self.questions.train)) * (iteration - 1)
+        epochs = self.recipe.training.epochs
         with self._stage(iteration, "learn", len(weighted) * epochs) as advance:
-            for step, part in enumerate(batches, first + 1):
+            for number, part in enumerate(self._batches(len(weighted)) * epochs):
                 learners = self.teams.learners
                 waits: dict[PolicyName, Callable[[], list[StepMetrics]]] = {
                     p: team.submit("step", weighted[part]) for p, team in learners.items()
                 }
                 done: dict[PolicyName, StepMetrics] = {p: wait()[0] for p, wait in waits.items()}
-                self.run.append_metrics(
-                    {
-                        "iteration": iteration,
-                        "step": step,
-                        **self._rollout_metrics(scored[part], weighted[part]),
-                        **_learner_metrics(done),
-                    }
-                )
-                for policy, told in done.items():
-                    flops = self.use.flops(policy, told.tokens, scored[part], weighted[part])
-                    self.timeline.add("learn", tokens=told.tokens, flops=flops)
+                self._stepped(iteration, number, scored[part], weighted[part], done)
                 advance(len(weighted[part]))
+
+    def _score_and_learn(
+        self, iteration: int, rollouts: Sequence[Rollout]
+    ) -> tuple[list[ScoredRollout], list[WeightedRollout]]:
+        """E-step and M-step in one: each batch's rewards come from the forward pass of the
+        generator's step on it, and the selector takes them while the generator goes on."""
+        generator, selector = (self.teams.learners.get(p) for p in ("generator", "selector"))
+        assert generator is not None
+        batches = [rollouts[part] for part in self._batches(len(rollouts))]
+        scored, weighted = list[ScoredRollout](), list[WeightedRollout]()
+        with self._stage(iteration, "learn", len(rollouts)) as advance:
+            wait = generator.submit("step_and_score", batches[0])
+            for number, batch in enumerate(batches):
+                ((told, some),) = wait()
+                done: dict[PolicyName, StepMetrics] = {"generator": told}
+                if number + 1 < len(batches):
+                    wait = generator.submit("step_and_score", batches[number + 1])
+                weights = self._weigh(iteration, some)
+                if selector is not None:
+                    (done["selector"],) = selector.submit("step", weights)()
+                self._stepped(iteration, number, some, weights, done)
+                scored, weighted = scored + some, weighted + weights
+                advance(len(batch))
+        return scored, weighted
+
+    def _batches(self, questions: int) -> list[slice]:
+        size = self.recipe.training.batch_size
+        return [slice(i, i + size) for i in range(0, questions, size)]
+
+    def _stepped(
+        self,
+        iteration: int,
+        number: int,
+        scored: Sequence[ScoredRollout],
+        weighted: Sequence[WeightedRollout],
+        done: Mapping[PolicyName, StepMetrics],
+    ) -> None:
+        """Metrics of one step, the iteration's `number`-th."""
+        first = steps_per_iteration(self.recipe, len(self.questions.train)) * (iteration - 1)
+        self.run.append_metrics(
+            {
+                "iteration": iteration,
+                "step": first + number + 1,
+                **self._rollout_metrics(scored, weighted),
+                **_learner_metrics(done),
+            }
+        )
+        for policy, told in done.items():
+            flops = self.use.flops(policy, told.tokens, scored, weighted)
+            self.timeline.add("learn", tokens=told.tokens, flops=flops)
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         with self.timeline.stage("evaluate"):
