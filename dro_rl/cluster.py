@@ -33,6 +33,10 @@ class Team(Protocol):
         """Start a method on every worker; the returned function waits for all results."""
         ...
 
+    def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
+        """Start one call a worker, at most; the returned function waits for the results."""
+        ...
+
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
         """One call a chunk, on whichever worker is free; results in the chunks' order.
 
@@ -99,6 +103,11 @@ class LocalTeam:
 
     def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
         results = [getattr(w, method)(*args) for w in self.workers]
+        return lambda: results
+
+    def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
+        pairs = zip(self.workers, calls, strict=False)
+        results = [getattr(worker, method)(*call) for worker, call in pairs]
         return lambda: results
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
@@ -179,6 +188,11 @@ class _RayTeam:
 
         shared = ray.put(args)  # once for all workers
         refs = [actor.call.remote(method, shared) for actor in self.actors]
+        return lambda: self._get(refs, method, self.timeout)
+
+    def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
+        pairs = zip(self.actors, calls, strict=False)
+        refs = [actor.call.remote(method, call) for actor, call in pairs]
         return lambda: self._get(refs, method, self.timeout)
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:

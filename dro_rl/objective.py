@@ -26,7 +26,7 @@ from dro_rl.prompts import PromptWriter
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
-from dro_rl.reward.scoring import answer_tokens, document_lists, score_group
+from dro_rl.reward.scoring import answer_tokens, by_documents, document_lists, score_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,11 @@ class Objective:
         ]
 
     def _generator_targets(self, weighted: WeightedRollout) -> list[Target]:
-        total = _by_documents(weighted.rollout, weighted.generator)
-        return [self._answer(weighted.rollout, d, c) for d, c in total.items() if c != 0.0]
+        total = by_documents(weighted.rollout, weighted.generator)
+        least = self.recipe.generator.prune
+        return [
+            self._answer(weighted.rollout, d, c) for d, c in total.items() if c != 0 and c >= least
+        ]
 
     def answers(self, rollout: Rollout) -> list[Target]:
         """The reference answer after each different document list, in order of appearance."""
@@ -151,7 +154,7 @@ class Objective:
             scored.append(score_group(reward, rollout, table, length))
             group = Group(rollout.example.id, scored[-1].log_rewards, answer_tokens=length)
             (weighed,), _ = weigh(self.algorithm, [group])
-            coefficients += _by_documents(rollout, weighed.generator).values()
+            coefficients += by_documents(rollout, weighed.generator).values()
         loss = -(torch.tensor(coefficients, device=logps.device) * logps).sum()
         return Evaluated(Parts(loss, 0.0), logps.tolist()), scored
 
@@ -256,14 +259,6 @@ class Objective:
 
     def _autocast(self) -> torch.autocast:
         return causal_lm.autocast(self.section, self.model)
-
-
-def _by_documents(rollout: Rollout, coefficients: Sequence[float]) -> dict[tuple[int, ...], float]:
-    """A group's coefficients added up over selections of the same documents."""
-    total: dict[tuple[int, ...], float] = {}
-    for s, c in zip(rollout.selections, coefficients, strict=True):
-        total[s.documents] = total.get(s.documents, 0.0) + c
-    return total
 
 
 def _distinct_ids(rollout: Rollout) -> list[tuple[int, ...]]:

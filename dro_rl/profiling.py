@@ -21,11 +21,12 @@ from torch.profiler import ProfilerActivity
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
+from dro_rl.start import prepare
 from dro_rl.teams import process_count, start_teams
 from dro_rl.timeline import Timeline
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
-from dro_rl.trainer import Trainer, prepare
+from dro_rl.trainer import Trainer
 
 OPERATORS = 12  # of a stage that are shown
 

@@ -81,6 +81,13 @@ class GeneratorSection(PolicySection):
         default="first",
         description="the likelihood of the first reference answer, or of any of them",
     )
+    prune: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="document lists of a smaller weight are not learned from: saves their forward "
+        "and backward pass, and the loss loses their share (rollout/pruned)",
+    )
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -110,10 +117,21 @@ class RolloutSection(Section):
         "[nats]; by default 1e-4 in float32, 0.5 in bfloat16",
     )
 
+    overlap: Literal[0, 1] = Field(
+        default=0,
+        description="1: the next iteration's selections are sampled while this one's are learned, "
+        "with the weights of the iteration before",
+    )
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether selections are sampled from the selector's own distribution."""
+        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+
     @property
     def on_policy(self) -> bool:
-        """Whether selections are sampled from the selector itself, so that p_s / q is 1."""
-        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+        """Whether that is, besides, the selector that is about to learn, so that p_s / q is 1."""
+        return self.unchanged and not self.overlap
 
     @model_validator(mode="after")
     def _unbiased(self) -> RolloutSection:
@@ -270,16 +288,21 @@ class Recipe(Section):
 
     def _check_sampling(self) -> None:
         algorithm, rollout = self.algorithm, self.rollout
-        if not rollout.on_policy and "selector" not in algorithm.train:
+        if not rollout.unchanged and "selector" not in algorithm.train:
             raise ValueError(
                 "rollout.temperature, top_p and top_k are corrected by the selector learner's "
                 "log-probabilities, so selector must be in algorithm.train"
             )
-        if not rollout.on_policy and algorithm.kind not in ("dro", "maxrl", "reinforce"):
+        if not rollout.unchanged and algorithm.kind not in ("dro", "maxrl", "reinforce"):
             raise ValueError(
                 f"algorithm.kind: {algorithm.kind} compares the selector with the one that "
                 "sampled, not with another distribution: leave rollout.temperature at 1, without "
                 "top_p and top_k"
+            )
+        if rollout.overlap and algorithm.kind in ("independent", "trl_grpo"):
+            raise ValueError(
+                f"rollout.overlap: algorithm.kind: {algorithm.kind} needs the selections of the "
+                "selector that learns from them: leave it at 0"
             )
         if rollout.decoding == "retriever" and "selector" in algorithm.train:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dro_rl.cluster import Cluster, Team
@@ -47,9 +47,23 @@ class Teams:
         The same seed gives the same selections with the same number of `rollout.workers`: each
         draws for a part of its own, from a seed of its own.
         """
+        rollouts = self.begin_select(examples, samples, seed, greedy, on_policy)()
+        advance(len(rollouts))
+        return rollouts
+
+    def begin_select(
+        self,
+        examples: Sequence[Example],
+        samples: int,
+        seed: int,
+        greedy: bool = False,
+        on_policy: bool = False,
+    ) -> Callable[[], list[Rollout]]:
+        """`select` in the background: the returned function waits for the selections."""
         parts = _shares(examples, self.recipe.rollout.workers)
         calls = [(part, samples, seed + i, greedy, on_policy) for i, part in enumerate(parts)]
-        return self._map(self.engines["selector"], "select", calls, advance)
+        wait = self.engines["selector"].begin("select", calls)
+        return lambda: [rollout for part in wait() for rollout in part]
 
     def answer(
         self,
@@ -113,6 +127,10 @@ class Teams:
     def statistics(self, policy: PolicyName) -> Usage:
         """What a policy's engines did since this was last asked [tokens]."""
         return sum(self.engines[policy].submit("statistics")(), start=Usage())
+
+    def scored_tokens(self) -> int:
+        """Tokens through the reward service's models since this was last asked."""
+        return sum(self.reward.submit("statistics")())
 
     def _parts(self, items: Sequence) -> list[list]:
         """Calls for what is computed in micro-batches, with progress now and then."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from dro_rl import checkpoint
-from dro_rl.algorithm_sections import DroAlgorithm, PpoAlgorithm
+from dro_rl.algorithm_sections import PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
-from dro_rl.algorithms.dro import effective_sample_size, importance_weights
 from dro_rl.cluster import open_cluster
 from dro_rl.data import Split
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.learner import StepMetrics
-from dro_rl.questions import check_prompts, iteration_size, load_questions, questions_of, seed_of
-from dro_rl.recipe import POLICIES, PolicyName, Recipe
+from dro_rl.questions import questions_of, seed_of
+from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
-from dro_rl.reward import Reward, load_reward
+from dro_rl.reward import Reward
+from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
+from dro_rl.step_metrics import learner_metrics, rollout_metrics
 from dro_rl.teams import Teams, process_count, start_teams
 from dro_rl.timeline import Timeline, sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
@@ -50,75 +50,6 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     return run
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from: its questions, its reward, the iterations it has done, and the
-    policies of the last."""
-
-    questions: Split
-    reward: Reward
-    done: int
-    models: dict[PolicyName, str]
-
-
-def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> Start:
-    """Everything that can be refused before a process is started.
-
-    Raises:
-        UserError: bad input; nothing has been written.
-    """
-    if resume is None:
-        RunDirectory.check(recipe)
-    questions = load_questions(recipe, console)
-    reward = load_reward(recipe.reward)
-    per_token = isinstance(recipe.algorithm, DroAlgorithm) and recipe.algorithm.tau == "per_token"
-    if per_token and "likelihood" not in reward.needs:
-        raise UserError(
-            f"algorithm.tau: per_token divides a log-likelihood by the answer's length, and "
-            f"{recipe.reward} is made of none: give a number"
-        )
-    if reward.scale == "log" and getattr(recipe.algorithm, "maximise", None) == "reward":
-        console.say(
-            f"note: algorithm.kind: {recipe.algorithm.kind} maximises the likelihood itself, which "
-            "is tiny for long answers, and so are its advantages: algorithm.maximise=log_reward "
-            "takes its logarithm"
-        )
-    done = checkpoint.latest(resume) if resume else 0
-    models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
-    if resume:
-        if done >= recipe.training.iterations:
-            raise UserError(
-                f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
-            )
-        models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
-    check_prompts(recipe, models, questions)
-    return Start(questions, reward, done, models)
-
-
-def steps_per_iteration(recipe: Recipe, available: int) -> int:
-    """Optimiser steps of one M-step."""
-    size = iteration_size(recipe, available)
-    return math.ceil(size / recipe.training.batch_size) * recipe.training.epochs
-
-
-def scores_while_learning(recipe: Recipe, reward: Reward) -> bool:
-    """Whether one forward pass of the generator gives the rewards and its gradient.
-
-    Rewards must be the generator's likelihoods, one question's coefficients must not need another's
-    rewards, and every rollout must be trained on once, under the policy that sampled it.
-    """
-    lora = recipe.generator.lora
-    return (
-        recipe.training.weights == "fresh"
-        and tuple(reward.needs) == ("likelihood",)
-        and "generator" in recipe.algorithm.train
-        and recipe.algorithm.kind in ("dro", "maxrl", "grpo", "rloo")
-        and recipe.training.epochs == 1
-        and recipe.rollout.on_policy
-        and not (lora and lora.dropout)
-    )
-
-
 class Trainer:
     """One run's loop; every method is one line of the algorithm."""
 
@@ -135,6 +66,8 @@ class Trainer:
         self.teams, self.reward, self.console = teams, reward, console
         self.timeline, self.use = Timeline(), LearnersUse(recipe, teams.learners)
         self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
+        self.ahead: Callable[[], list[Rollout]] | None = None  # with rollout.overlap
+        self.hits = math.nan  # share of prompt tokens that sampling read from prefix caches
 
     def run_from(self, done: int) -> None:
         """All iterations after the first `done`, or until they stop helping."""
@@ -146,11 +79,17 @@ class Trainer:
         else:  # engines count from version 0, whatever they started with
             self.teams.synchronise(done, probe)
             self.running_mean = self.run.metrics_of(done).get("reward/running_mean")
+            if self.recipe.rollout.overlap:
+                self.console.say(
+                    "note: rollout.overlap: what had been sampled ahead is lost, so the next "
+                    "iteration samples with newer weights than in a run that goes through"
+                )
         for iteration in range(done + 1, self.recipe.training.iterations + 1):
             if self._no_longer_helps():
                 break
             self.timeline = Timeline()
             self._iterate(iteration)
+            self.hits = self.teams.statistics("selector").prefix_cache_hits
             with self.timeline.stage("synchronise"):
                 gaps = self.teams.synchronise(iteration, probe)
             summary = self._evaluate(iteration)
@@ -171,13 +110,22 @@ class Trainer:
     def _sample(self, iteration: int) -> list[Rollout]:
         """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
         examples = questions_of(self.recipe, self.questions.train, iteration)
-        seed = seed_of(self.recipe, "rollout", iteration)
-        samples = self.recipe.algorithm.samples
         with self._stage(iteration, "rollout", len(examples)) as advance:
-            rollouts = self.teams.select(examples, samples, seed, advance)
+            rollouts = (self.ahead or self._begin_to_sample(iteration))()
+            advance(len(rollouts))
+        last = iteration == self.recipe.training.iterations
+        self.ahead = None
+        if self.recipe.rollout.overlap and not last:
+            self.ahead = self._begin_to_sample(iteration + 1)
         if self.recipe.decoding != "retriever":
             self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
         return rollouts
+
+    def _begin_to_sample(self, iteration: int) -> Callable[[], list[Rollout]]:
+        """With the weights that the engines have now; the result waits."""
+        examples = questions_of(self.recipe, self.questions.train, iteration)
+        seed = seed_of(self.recipe, "rollout", iteration)
+        return self.teams.begin_select(examples, self.recipe.algorithm.samples, seed)
 
     def _score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """E-step: log r(z_i)."""
@@ -185,8 +133,11 @@ class Trainer:
         if "answer" in self.reward.needs:
             with self._stage(iteration, "answer", len(rollouts)) as advance:
                 answers = self.teams.answer_all(rollouts, advance)
+            self.timeline.add("answer", tokens=self.teams.statistics("generator").computed)
         with self._stage(iteration, "reward", len(rollouts)) as advance:
-            return self.teams.score(rollouts, answers, advance)
+            scored = self.teams.score(rollouts, answers, advance)
+        self.timeline.add("reward", tokens=self.teams.scored_tokens())
+        return scored
 
     def _weigh(self, iteration: int, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
         """E-step: the coefficients, with p_s/q where sampling was not from p_s itself."""
@@ -235,8 +186,9 @@ class Trainer:
     ) -> Sequence[Sequence[float]]:
         """log p_s(z_i|x): what was sampled with, unless that was another distribution, or single
         documents, whose probabilities an engine knows less exactly than the learner."""
-        exact = self.recipe.decoding == "independent" and "selector" in self.teams.learners
-        if self.recipe.rollout.on_policy and not exact:
+        known = "selector" in self.teams.learners
+        exact = known and self.recipe.decoding == "independent"
+        if not (exact or (known and self._corrects())):
             return [[z.logp for z in s.rollout.selections] for s in scored]
         rollouts = [s.rollout for s in scored]
         self.timeline.add("logps", tokens=sum(map(scored_tokens, rollouts)))
@@ -246,12 +198,16 @@ class Trainer:
     def _log_ratios(
         self, logps: Sequence[Sequence[float]], scored: Sequence[ScoredRollout]
     ) -> Sequence[tuple[float, ...] | None]:
-        if self.recipe.rollout.on_policy:
+        if not self._corrects():
             return [None] * len(scored)
         return [
             tuple(p - z.logp for p, z in zip(row, s.rollout.selections, strict=True))
             for row, s in zip(logps, scored, strict=True)
         ]
+
+    def _corrects(self) -> bool:
+        """Whether weights have p_s/q: a clipped ratio has it in the loss."""
+        return not self.recipe.rollout.on_policy and self.recipe.algorithm.clips == "no"
 
     def _learn(
         self, iteration: int, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
@@ -310,8 +266,8 @@ class Trainer:
             {
                 "iteration": iteration,
                 "step": first + number + 1,
-                **self._rollout_metrics(scored, weighted),
-                **_learner_metrics(done),
+                **rollout_metrics(self.recipe, scored, weighted),
+                **learner_metrics(done),
             }
         )
         for policy, told in done.items():
@@ -321,6 +277,8 @@ class Trainer:
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         with self.timeline.stage("evaluate"):
             summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
+        usage = self.teams.statistics("selector") + self.teams.statistics("generator")
+        self.timeline.add("evaluate", tokens=usage.computed + self.teams.scored_tokens())
         self.run.write_evaluation(f"iteration-{iteration:04d}", summary, rows)
         early = self.recipe.training.early_stop
         if early and summary[early.metric] is None:
@@ -356,36 +314,13 @@ class Trainer:
                 **(
                     {"reward/running_mean": mean} if (mean := self.running_mean) is not None else {}
                 ),
+                **({} if math.isnan(self.hits) else {"rollout/prefix_cache_hits": self.hits}),
                 **peak_memory(self.teams),
                 **self.timeline.figures(self.use.peak),
             }
         )
         checkpoint.publish(self.run, iteration)
         self.console.progress(self.run.evaluations())
-
-    def _rollout_metrics(
-        self, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
-    ) -> dict[str, float]:
-        """Of a batch. Weights are DRO's, or for another algorithm those in proportion to r."""
-        weights = [
-            w.generator
-            if isinstance(self.recipe.algorithm, DroAlgorithm)
-            else importance_weights(s.log_rewards)
-            for s, w in zip(scored, weighted, strict=True)
-        ]
-        rewarded = [w for w in weights if any(w)]
-        selections = [z for s in scored for z in s.rollout.selections]
-        best = [max(s.log_rewards) for s in scored]
-        return {
-            "rollout/effective_sample_size": _mean([effective_sample_size(w) for w in rewarded]),
-            "rollout/largest_weight": _mean([max(w) for w in rewarded]),
-            "rollout/unrewarded": 1 - len(rewarded) / len(weights),
-            "rollout/idle": _mean([not any(w.selector) for w in weighted]),
-            "rollout/malformed": _mean([z.malformed for z in selections]),
-            "rollout/entropy": _mean([-z.logp for z in selections]),
-            "rollout/truncated_documents": _mean([s.rollout.truncated_documents for s in scored]),
-            "reward/best": _mean([b for b in best if b > -math.inf]),
-        }
 
     @contextmanager
     def _stage(self, iteration: int, name: str, total: int) -> Iterator:
@@ -395,11 +330,3 @@ class Trainer:
             self.console.stage(f"iteration {iteration}/{last}: {name}", total, "questions") as a,
         ):
             yield a
-
-
-def _learner_metrics(done: Mapping[PolicyName, StepMetrics]) -> dict[str, float]:
-    return {f"{policy}/{k}": v for policy, m in done.items() for k, v in asdict(m).items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -28,9 +28,11 @@ from dro_rl.prompts import read_selection
 from dro_rl.questions import iteration_size, questions_of, seed_of
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
+from dro_rl.start import steps_per_iteration
+from dro_rl.step_metrics import rollout_metrics
 from dro_rl.timeline import Timeline, sampled_tokens
 from dro_rl.tracking.console import Advance
-from dro_rl.trainer import Trainer, steps_per_iteration
+from dro_rl.trainer import Trainer
 
 with warnings.catch_warnings():  # TRL imports vLLM, which this does not use
     warnings.simplefilter("ignore")
@@ -95,7 +97,7 @@ class TrlRun(Trainer):
         groups = [Group(s.rollout.example.id, s.log_rewards) for s in scored]
         self._tell_unrewarded(groups)
         self.run.write_rollouts(iteration, scored, weighted)
-        return self._rollout_metrics(scored, weighted)
+        return rollout_metrics(self.recipe, scored, weighted)
 
     def finish(self, iteration: int) -> bool:
         """Give the engines the weights, evaluate, write. Returns whether to go on."""

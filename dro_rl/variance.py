@@ -85,7 +85,7 @@ def measure(
     Raises:
         UserError: the run does not train a selector that selects by itself.
     """
-    if recipe.decoding not in ("free", "distinct") or not recipe.rollout.on_policy:
+    if recipe.decoding not in ("free", "distinct") or not recipe.rollout.unchanged:
         raise UserError(
             "the variance is that of a selector that samples its own selections: this run's "
             "decoding or temperature is another"

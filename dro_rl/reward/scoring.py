@@ -19,6 +19,14 @@ def document_lists(rollout: Rollout) -> list[Documents]:
     return list(dict.fromkeys(s.documents for s in rollout.selections))
 
 
+def by_documents(rollout: Rollout, coefficients: Sequence[float]) -> dict[Documents, float]:
+    """A group's coefficients added up over selections of the same documents."""
+    total: dict[Documents, float] = {}
+    for s, c in zip(rollout.selections, coefficients, strict=True):
+        total[s.documents] = total.get(s.documents, 0.0) + c
+    return total
+
+
 def answer_tokens(writer: PromptWriter, example: Example) -> int:
     """|y|, the reference answer's tokens, its end of sequence included."""
     return len(writer.completion(example.answers[0]))

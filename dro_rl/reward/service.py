@@ -32,6 +32,7 @@ class RewardService:
         self.writer = causal_lm.prompt_writer(recipe.generator, model)
         self.model = causal_lm.load_model(recipe.generator, model, training=False)
         self.likelihood = Likelihood(self.model, recipe.generator.likelihood)
+        self.tokens = 0
         self.received = causal_lm.Received(recipe.generator)
 
     def ready(self) -> dict[str, str]:
@@ -65,6 +66,11 @@ class RewardService:
             for rollout, table in zip(rollouts, self._likelihoods(rollouts), strict=True)
         ]
 
+    def statistics(self) -> int:
+        """Tokens through the model since this was last asked."""
+        tokens, self.tokens = self.tokens, 0
+        return tokens
+
     def load_weights(self, weights: Mapping[str, np.ndarray], version: int) -> None:
         """Take the generator's new weights; what is scored carries no version of its own.
 
@@ -93,6 +99,7 @@ class RewardService:
         with torch.no_grad(), causal_lm.autocast(self.recipe.generator, self.model):
             for part in batches(self.likelihood, completions, budget):
                 flat = [target for group in groups[part] for target in group]
+                self.tokens += self.likelihood.cost([c for t in flat for c in t.completions])
                 logps += target_log_likelihoods(self.likelihood, flat).tolist()
         found = iter(logps)
         return [{documents: next(found) for documents in some} for some in lists]

@@ -46,6 +46,11 @@ class Usage:
         )
 
     @property
+    def computed(self) -> int:
+        """Tokens through the model."""
+        return self.prompt_tokens - self.cached_tokens + self.sampled_tokens
+
+    @property
     def prefix_cache_hits(self) -> float:
         """Share of the prompt tokens that were not computed; nan of none."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else math.nan

@@ -1,0 +1,56 @@
+"""What `metrics.jsonl` says of one optimiser step; docs/metrics.md explains each name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from dro_rl.algorithm_sections import DroAlgorithm
+from dro_rl.algorithms.dro import effective_sample_size, importance_weights
+from dro_rl.learner import StepMetrics
+from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.records import ScoredRollout, WeightedRollout
+from dro_rl.reward.scoring import by_documents
+
+
+def rollout_metrics(
+    recipe: Recipe,
+    scored: Sequence[ScoredRollout],
+    weighted: Sequence[WeightedRollout],
+) -> dict[str, float]:
+    """Of a batch. Weights are DRO's, or for another algorithm those in proportion to r."""
+    weights = [
+        w.generator
+        if isinstance(recipe.algorithm, DroAlgorithm)
+        else importance_weights(s.log_rewards)
+        for s, w in zip(scored, weighted, strict=True)
+    ]
+    least = recipe.generator.prune
+    lists = [by_documents(w.rollout, w.generator).values() for w in weighted]
+    rewarded = [w for w in weights if any(w)]
+    selections = [z for s in scored for z in s.rollout.selections]
+    best = [max(s.log_rewards) for s in scored]
+    return {
+        "rollout/effective_sample_size": _mean([effective_sample_size(w) for w in rewarded]),
+        "rollout/largest_weight": _mean([max(w) for w in rewarded]),
+        "rollout/unrewarded": 1 - len(rewarded) / len(weights),
+        "rollout/idle": _mean([not any(w.selector) for w in weighted]),
+        **(
+            {"rollout/pruned": _mean([sum(c for c in w if c < least) for w in lists])}
+            if least
+            else {}
+        ),
+        "rollout/malformed": _mean([z.malformed for z in selections]),
+        "rollout/entropy": _mean([-z.logp for z in selections]),
+        "rollout/truncated_documents": _mean([s.rollout.truncated_documents for s in scored]),
+        "reward/best": _mean([b for b in best if b > -math.inf]),
+    }
+
+
+def learner_metrics(done: Mapping[PolicyName, StepMetrics]) -> dict[str, float]:
+    return {f"{policy}/{k}": v for policy, m in done.items() for k, v in asdict(m).items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
