@@ -47,21 +47,16 @@ class Teams:
         The same seed gives the same selections with the same number of `rollout.workers`: each
         draws for a part of its own, from a seed of its own.
         """
-        rollouts = self.begin_select(examples, samples, seed, greedy, on_policy)()
-        advance(len(rollouts))
-        return rollouts
-
-    def begin_select(
-        self,
-        examples: Sequence[Example],
-        samples: int,
-        seed: int,
-        greedy: bool = False,
-        on_policy: bool = False,
-    ) -> Callable[[], list[Rollout]]:
-        """`select` in the background: the returned function waits for the selections."""
         parts = _shares(examples, self.recipe.rollout.workers)
         calls = [(part, samples, seed + i, greedy, on_policy) for i, part in enumerate(parts)]
+        return self._map(self.engines["selector"], "select", calls, advance)
+
+    def begin_select(
+        self, examples: Sequence[Example], samples: int, seed: int
+    ) -> Callable[[], list[Rollout]]:
+        """The same selections, sampled in the background; the returned function waits for them."""
+        parts = _shares(examples, self.recipe.rollout.workers)
+        calls = [(part, samples, seed + i) for i, part in enumerate(parts)]
         wait = self.engines["selector"].begin("select", calls)
         return lambda: [rollout for part in wait() for rollout in part]
 

@@ -17,7 +17,7 @@ from dro_rl.evaluator import evaluate
 from dro_rl.learner import StepMetrics
 from dro_rl.questions import questions_of, seed_of
 from dro_rl.recipe import PolicyName, Recipe
-from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
+from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
 from dro_rl.step_metrics import learner_metrics, rollout_metrics
@@ -109,23 +109,20 @@ class Trainer:
 
     def _sample(self, iteration: int) -> list[Rollout]:
         """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
-        examples = questions_of(self.recipe, self.questions.train, iteration)
-        with self._stage(iteration, "rollout", len(examples)) as advance:
-            rollouts = (self.ahead or self._begin_to_sample(iteration))()
-            advance(len(rollouts))
-        last = iteration == self.recipe.training.iterations
-        self.ahead = None
-        if self.recipe.rollout.overlap and not last:
-            self.ahead = self._begin_to_sample(iteration + 1)
+        what = self._to_sample(iteration)
+        with self._stage(iteration, "rollout", len(what[0])) as advance:
+            rollouts = self.ahead() if self.ahead else self.teams.select(*what, advance)
+        if self.recipe.rollout.overlap and iteration < self.recipe.training.iterations:
+            self.ahead = self.teams.begin_select(*self._to_sample(iteration + 1))
         if self.recipe.decoding != "retriever":
             self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
         return rollouts
 
-    def _begin_to_sample(self, iteration: int) -> Callable[[], list[Rollout]]:
-        """With the weights that the engines have now; the result waits."""
+    def _to_sample(self, iteration: int) -> tuple[list[Example], int, int]:
+        """Questions, selections of each, and the seed."""
         examples = questions_of(self.recipe, self.questions.train, iteration)
         seed = seed_of(self.recipe, "rollout", iteration)
-        return self.teams.begin_select(examples, self.recipe.algorithm.samples, seed)
+        return examples, self.recipe.algorithm.samples, seed
 
     def _score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """E-step: log r(z_i)."""

@@ -76,3 +76,10 @@ def test_statistics_are_of_all_engines_since_they_were_last_asked(folder):
     assert seen.prefix_cache_hits == pytest.approx(3 / 4)
     assert teams.statistics("generator") == Usage()
     assert math.isnan(teams.statistics("selector").prefix_cache_hits)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_sampled_in_the_background_is_the_same(folder, workers):
+    teams = make_teams(folder, workers)
+    wait = teams.begin_select(EXAMPLES, 4, 7)
+    assert wait() == teams.select(EXAMPLES, 4, 7, nothing)
