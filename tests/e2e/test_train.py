@@ -81,7 +81,7 @@ def test_output_in_a_pipe_is_plain_text(result):
 def test_every_stage_of_every_iteration_is_told_with_its_time(result):
     assert re.search(r"^evaluate warm start: .* in \d+\.\d s$", result.out, re.M)
     for i in (1, 2):
-        for stage in ("rollout", "reward", "learn"):
+        for stage in ("rollout", "learn"):
             line = rf"^iteration {i}/2: {stage}: 64 questions in \d+\.\d s$"
             assert re.search(line, result.out, re.M), line
         assert re.search(rf"^iteration {i}: evaluate: .* in \d+\.\d s$", result.out, re.M)
