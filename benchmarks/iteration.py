@@ -1,17 +1,19 @@
 """A whole DRO iteration: ours against the work that the authors' recipe asks for.
 
-    python benchmarks/iteration.py
+    python benchmarks/iteration.py [--gpu]
 
-Both sides sample with the same engine in this process. Then ours scores with `RewardService`, learns
-with two `Learner`s and hands the weights over; the peer scores every sample of every question by a
-forward of its own with logits of all tokens, and trains each sample on a padded row of its own, a
-question a micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and 5M parameters with
-20 documents of about 65 tokens, 8 distinct selections of 5 from a selector that is flat (its weights
-are random), which leaves the generator the least to share.
+Both sides sample with the same engine in this process. Then ours scores with `RewardService`,
+learns with two `Learner`s and hands the weights over; the peer scores every sample by a forward of
+its own with logits of all tokens, and trains each on a padded row of its own, a question a
+micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and 5M parameters with 20
+documents of about 65 tokens and 8 selections of 5 from a selector that is flat (its weights are
+random, its decoding is distinct), which leaves the generator the least to share.
 
 Of ours it also counts what is neither vLLM nor a model's forward, backward or optimiser: prompts,
 packing, records, weights. `--gpu` measures the learning alone, on made-up selections, of 0.5B
-parameters in bfloat16, and spares the peer the logits of prompts. Writes results/iteration.json and .md (-gpu).
+parameters in bfloat16, and spares the peer the logits of prompts.
+
+Writes results/iteration.json and .md (-gpu) beside this file.
 """
 
 from __future__ import annotations
@@ -134,9 +136,7 @@ class Peer:
     def score(self, answers: Sequence[Completion]) -> torch.Tensor:
         model = self.models["generator"]
         with causal_lm.autocast(self.recipe.generator, model):
-            logps = [
-                padded(model, [a], full_logits=not model.device.type == "cuda") for a in answers
-            ]
+            logps = [padded(model, [a], full_logits=model.device.type != "cuda") for a in answers]
         return torch.cat(logps).softmax(0)
 
     def backward(
@@ -144,7 +144,7 @@ class Peer:
     ) -> None:
         model = self.models[policy]
         with causal_lm.autocast(self.recipe.policy(policy), model):
-            logps = padded(model, completions, full_logits=not model.device.type == "cuda")
+            logps = padded(model, completions, full_logits=model.device.type != "cuda")
         (-(w * logps).sum()).backward()
 
 

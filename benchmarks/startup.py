@@ -20,8 +20,10 @@ LIMITS = {"--help": 0.5, "check recipes/demo.yaml": 1.5}  # seconds
 
 
 def run(arguments: str) -> None:
-    command = [sys.executable, "-m", "dro_rl.cli", *arguments.split()]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    command = [str(Path(sys.executable).with_name("dro-rl")), *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    if not done.stdout:
+        raise RuntimeError(f"dro-rl {arguments} said nothing")
 
 
 def main() -> None:
