@@ -31,7 +31,7 @@ prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.iteration import Ours  # noqa: E402
+from benchmarks.sides import Ours  # noqa: E402
 from benchmarks.world import made_up_rollouts, make_example, make_recipe  # noqa: E402
 
 TURNS = 3

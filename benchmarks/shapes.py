@@ -92,10 +92,13 @@ def padded(model: Any, completions: Sequence[Completion], *, full_logits: bool =
     return torch.where((at >= first) & (at < end), chosen, 0.0).sum(1)
 
 
-def padded_flops(config: PretrainedConfig, completions: Sequence[Completion]) -> float:
+def padded_flops(
+    config: PretrainedConfig, completions: Sequence[Completion], *, full_logits: bool = False
+) -> float:
     """Of a forward pass of `padded`."""
     width, rows = max(map(len, completions)), len(completions)
-    kept = width - min(len(c.prompt_ids) for c in completions) + 1
+    start = 0 if full_logits else min(len(c.prompt_ids) for c in completions) - 1
+    kept = width - start
     return _flops(config, rows * width, rows * width * (width + 1) / 2, rows * kept)
 
 
