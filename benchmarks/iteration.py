@@ -6,12 +6,13 @@ Both sides sample with the same engine in this process. Then ours scores with `R
 learns with two `Learner`s and hands the weights over; the peer scores every sample by a forward of
 its own with logits of all tokens, and trains each on a padded row of its own, a question a
 micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and 5M parameters with 20
-documents of about 65 tokens and 8 selections of 5 from a selector that is flat (its weights are
-random, its decoding is distinct), which leaves the generator the least to share.
+documents of about 65 tokens and 8 selections of 5. Random weights write no selections, so those are
+made up once 8 samples of 20 tokens have been drawn, and flat, which leaves the generator the least
+to share.
 
 Of ours it also counts what is neither vLLM nor a model's forward, backward or optimiser: prompts,
-packing, records, weights. `--gpu` measures the learning alone, on made-up selections, of 0.5B
-parameters in bfloat16, and spares the peer the logits of prompts.
+packing, records, weights. `--gpu` measures the learning alone, of 0.5B parameters in
+bfloat16, and spares the peer the logits of prompts.
 
 Writes results/iteration.json and .md (-gpu) beside this file.
 """
@@ -47,7 +48,7 @@ from dro_rl.policy import likelihood  # noqa: E402
 from dro_rl.questions import load_questions, questions_of  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.recipe_file import load_recipe  # noqa: E402
-from dro_rl.records import Example  # noqa: E402
+from dro_rl.records import Example, Rollout  # noqa: E402
 from dro_rl.rollout.worker import RolloutWorker  # noqa: E402
 from dro_rl.tracking.console import Console  # noqa: E402
 
@@ -95,43 +96,65 @@ def account(ours: Ours) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Shape:
-    """A recipe and an iteration's questions. `sampling`: with vLLM, or learning alone."""
+    """A recipe and an iteration's questions; whether vLLM samples, and whether selections are made
+    up."""
 
     recipe: Recipe
     examples: Sequence[Example]
     turns: int
-    sampling: bool = True
+    samples: bool = True
+    made_up: bool = True
+
+
+class MadeUpWorker(RolloutWorker):
+    """Samples, and returns other selections."""
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Example]) -> None:
+        super().__init__(recipe, "selector", recipe.selector.model)
+        self._rollouts = made_up_rollouts(recipe, examples)
+
+    def select(self, *args: Any, **kwargs: Any) -> list[Rollout]:
+        super().select(*args, **kwargs)
+        return self._rollouts
 
 
 def demo(folder: Path) -> Shape:
     recipe = load_recipe("demo.yaml", ["cluster.threads=1"])
-    return Shape(recipe, questions_of(recipe, load_questions(recipe, Console()).train, 1), 3)
+    return Shape(
+        recipe, questions_of(recipe, load_questions(recipe, Console()).train, 1), 2, made_up=False
+    )
 
 
 def long(folder: Path) -> Shape:
-    recipe = make_recipe(folder, selector={"documents": 5}, **_LONG)
-    return Shape(recipe, [make_example(n, 20, (50, 65)) for n in range(4)], 1)
+    recipe = make_recipe(folder, **_LONG)
+    return Shape(recipe, [make_example(n, 20, (50, 65)) for n in range(2)], 2)
 
 
 def gpu(folder: Path) -> Shape:
-    recipe = make_recipe(folder, "0.5B", selector={"documents": 5}, **_LONG)
-    return Shape(recipe, [make_example(n, 20, (130, 140)) for n in range(4)], 5, False)
+    recipe = make_recipe(folder, "0.5B", **_LONG)
+    return Shape(recipe, [make_example(n, 20, (130, 140)) for n in range(4)], 5, samples=False)
 
 
 _LONG: dict[str, Any] = {
-    "rollout": {"decoding": "distinct"},
+    "selector": {"documents": 5, "max_new_tokens": 20},
     "algorithm": {"samples": 8},
     "training": {"batch_size": 4},
 }
+
+
+def make_worker(shape: Shape) -> RolloutWorker | None:
+    if not shape.samples:
+        return None
+    if shape.made_up:
+        return MadeUpWorker(shape.recipe, shape.examples)
+    return RolloutWorker(shape.recipe, "selector", shape.recipe.selector.model)
 
 
 def measure(make: Callable[[Path], Shape]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         shape = make(Path(folder))
         recipe, examples = shape.recipe, shape.examples
-        worker = (
-            RolloutWorker(recipe, "selector", recipe.selector.model) if shape.sampling else None
-        )
+        worker = make_worker(shape)
         if worker is None:
             rollouts = made_up_rollouts(recipe, examples)
         else:
