@@ -43,9 +43,9 @@ class Size:
     """Questions, selections of each, and words of each of its 8 documents, of which 2 are
     selected."""
 
-    questions: int = 2
+    questions: int = 1
     samples: int = 4
-    words: int = 12
+    words: int = 8
 
 
 AXES = {"questions": "questions", "samples": "selections", "words": "tokens of a selector's prompt"}
@@ -109,7 +109,9 @@ def measure(axis: str, grown: list[float]) -> dict[str, Any]:
         "seconds": seconds,
         "mib": grown,
         "slope_of_time": slope(along, seconds),
+        "slope_of_time_at_the_end": slope(along[-2:], seconds[-2:]),
         "slope_of_memory": slope(along, grown),
+        "slope_of_memory_at_the_end": slope(along[-2:], grown[-2:]),
     }
 
 
@@ -119,8 +121,8 @@ def report(cells: dict[str, dict[str, Any]]) -> list[str]:
             f"{AXES[axis]}: {', '.join(map(str, c['along']))}",
             ", ".join(f"{s:.2f}" for s in c["seconds"]),
             ", ".join(f"{m:.0f}" for m in c["mib"]),
-            f"{c['slope_of_time']:.2f}",
-            f"{c['slope_of_memory']:.2f}",
+            f"{c['slope_of_time']:.2f} ({c['slope_of_time_at_the_end']:.2f})",
+            f"{c['slope_of_memory']:.2f} ({c['slope_of_memory_at_the_end']:.2f})",
         ]
         for axis, c in cells.items()
     ]
@@ -128,7 +130,7 @@ def report(cells: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"Scoring and a step of both learners; otherwise {base.questions} questions, "
         f"{base.samples} selections. A forward pass takes at most the recipe's 8192 tokens, or one "
-        "question:",
+        "question. Slopes: of all sizes (of the last two); 1 is linear:",
         table(["doubled", "s", "MiB", "slope of time", "slope of memory"], rows),
     ]
 

@@ -16,6 +16,7 @@ Writes results/selector_update.json and .md (-gpu) beside this file.
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import random
 import resource
@@ -208,6 +209,7 @@ def peak_memory(side: str, cell: Cell, device: str) -> float:
     """MiB that two updates add to what the loaded model takes (the gradient and AdamW's state are
     part of it): of the process, resident, or of the GPU's memory, allocated."""
     if device == "cuda":
+        gc.collect()  # the side before
         update = SIDES[side](cell, device)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -240,7 +242,7 @@ def report(cells: Sequence[dict[str, Any]], memory: dict[str, float], cell: Cell
         rows.append(
             [
                 f"{c['model']}, P = {c['prompt']}, m = {c['samples']}",
-                *(f"{c['seconds'][s]:.2f}" for s in (*SIDES, "optimizer")),
+                *(f"{c['seconds'][s]:.3g}" for s in (*SIDES, "optimizer")),
                 f"{c['over']['TRL']:.1f}",
                 f"{c['over']['TRL default']:.1f}" + (f" (target {target})" if target else ""),
                 f"{c['over']['naive']:.2f}",

@@ -112,7 +112,7 @@ class Peer:
 
 
 def possible(peer: Peer, rollouts: Sequence[Rollout]) -> float:
-    """Ratio of the floating-point operations of the learning of both sides: a forward pass to
+    """Ratio of the floating-point operations of both sides: a forward pass to
     score, and to train one and a backward pass, which takes two."""
     config = peer.models["generator"].config
     own = theirs = 0.0
