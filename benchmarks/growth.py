@@ -12,8 +12,6 @@ grow, are part of it. Writes results/growth.json and .md beside this file.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,6 +29,7 @@ prepare()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.memory import peak_growth  # noqa: E402
 from benchmarks.sides import Ours  # noqa: E402
 from benchmarks.world import made_up_rollouts, make_example, make_recipe  # noqa: E402
 
@@ -72,21 +71,12 @@ def prepare_learning(folder: Path, size: Size) -> tuple[Callable[[], None], int]
 
 def memory(size: Size) -> float:
     """MiB by which a process's resident memory grows in two iterations' learning."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(False)
-    process = context.Process(target=_grown, args=(size, sender))
-    process.start()
-    process.join()
-    return receiver.recv()
 
+    def make() -> Callable[[], None]:
+        with tempfile.TemporaryDirectory() as folder:
+            return prepare_learning(Path(folder), size)[0]
 
-def _grown(size: Size, sender: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        learn, _ = prepare_learning(Path(folder), size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    learn()
-    learn()
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    return peak_growth(make)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -137,9 +127,7 @@ def report(cells: dict[str, dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    grown = {
-        axis: [memory(size) for size in sizes(axis)] for axis in AXES
-    }  # forks: before all else
+    grown = {axis: [memory(size) for size in sizes(axis)] for axis in AXES}  # first: forks
     cells = {axis: measure(axis, grown[axis]) for axis in AXES}
     write_results("growth", cells, report(cells), f"medians of {TURNS} turns")
 

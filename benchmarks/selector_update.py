@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import multiprocessing
 import random
-import resource
 import sys
 import tempfile
 import warnings
@@ -38,6 +36,7 @@ prepare()
 
 import torch  # noqa: E402
 
+from benchmarks.memory import peak_growth  # noqa: E402
 from benchmarks.shapes import (  # noqa: E402
     FORMULA,
     SIZES,
@@ -208,28 +207,15 @@ def measure(cell: Cell, device: str) -> dict[str, Any]:
 def peak_memory(side: str, cell: Cell, device: str) -> float:
     """MiB that two updates add to what the loaded model takes (the gradient and AdamW's state are
     part of it): of the process, resident, or of the GPU's memory, allocated."""
-    if device == "cuda":
-        gc.collect()  # the side before
-        update = SIDES[side](cell, device)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        update()
-        update()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(False)
-    process = context.Process(target=_resident, args=(side, cell, sender))
-    process.start()
-    process.join()
-    return receiver.recv()
-
-
-def _resident(side: str, cell: Cell, sender: Any) -> None:
-    update = SIDES[side](cell, "cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device == "cpu":
+        return peak_growth(lambda: SIDES[side](cell, device))
+    gc.collect()  # the side before
+    update = SIDES[side](cell, device)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
     update()
     update()
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -277,7 +263,7 @@ def main() -> None:
     device = device_of(chosen.gpu)
     torch.set_num_threads(1)
     cell = GPU[0] if chosen.gpu else MEMORY_CELL
-    memory = {side: peak_memory(side, cell, device) for side in SIDES}  # forks: before all else
+    memory = {side: peak_memory(side, cell, device) for side in SIDES}  # first: it forks
     shapes = GPU if chosen.gpu else CELLS + (FULL if chosen.full else [])
     cells = [measure(c, device) for c in shapes]
     write_results(
