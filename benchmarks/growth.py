@@ -118,8 +118,8 @@ def report(cells: dict[str, dict[str, Any]]) -> list[str]:
     ]
     base = Size()
     return [
-        f"Scoring and a step of both learners; otherwise {base.questions} questions, "
-        f"{base.samples} selections. A forward pass takes at most the recipe's 8192 tokens, or one "
+        f"Scoring and a step of both learners; base: questions {base.questions}, selections "
+        f"{base.samples}. A forward pass takes at most the recipe's 8192 tokens, or one "
         "question. Slopes: of all sizes (of the last two); 1 is linear:",
         table(["doubled", "s", "MiB", "slope of time", "slope of memory"], rows),
     ]
