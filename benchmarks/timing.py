@@ -81,7 +81,7 @@ def write_results(
     about = {"machine": machine, "vllm": vllm.__version__, "torch": torch.__version__}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(
-        json.dumps({**about, **figures}, indent=1, default=vars) + "\n"
+        json.dumps({**about, **figures}, indent=1, default=lambda t: t.seconds) + "\n"
     )
     head = f"`{name}.py`; " + "; ".join(f"{k} {v}" for k, v in about.items())
     text = "\n\n".join([f"{head}; {timing}.", *tables])
