@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo paper-demo test lint format unit integration e2e lock wheel clean
+.PHONY: help setup demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -46,6 +46,17 @@ integration: setup ## tests with real vLLM and Ray, minutes
 
 e2e: setup ## tests of the command line, minutes
 	$(PYTEST) tests/e2e $(ARGS)
+
+BENCHMARKS := startup selector_update generator_update iteration growth
+
+bench: setup ## speed of learning against peers, a quarter of an hour on 2 quiet cores
+	@for f in $(BENCHMARKS); do $(BIN)/python benchmarks/$$f.py || failed="$$failed $$f"; done; \
+	[ -z "$$failed" ] || { echo "missed or failed:$$failed"; exit 1; }
+
+bench-gpu: setup ## the same of 0.5B parameters in bfloat16, on an NVIDIA GPU
+	@for f in selector_update generator_update iteration; do \
+		$(BIN)/python benchmarks/$$f.py --gpu || exit; \
+	done
 
 lock: ## requirements/*.txt from pyproject.toml; UPGRADE=1 for the newest versions
 	@bash scripts/lock.sh

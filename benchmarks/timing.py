@@ -45,19 +45,33 @@ class Times:
         return f"{self.median:.2f} ({min(self.seconds):.2f}-{max(self.seconds):.2f})"
 
 
-def in_turns(sides: dict[str, Callable[[], Any]]) -> dict[str, Times]:
-    """Each side `TURNS` times, one after the other, after a turn that warms all of them up."""
+def in_turns(sides: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[str, Times]:
+    """Each side so many times, one after the other, after a turn that warms all of them up."""
     times = {name: Times([]) for name in sides}
-    for turn in range(TURNS + 1):
+    for turn in range(turns + 1):
         for name, side in sides.items():
             start = time.perf_counter()
             side()
+            _finish()
             if turn:
                 times[name].seconds.append(time.perf_counter() - start)
     return times
 
 
-def write_results(name: str, figures: dict[str, Any], tables: Sequence[str]) -> None:
+def _finish() -> None:
+    """A GPU works on after the call that asked it to has returned."""
+    if has_gpu():
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def write_results(
+    name: str,
+    figures: dict[str, Any],
+    tables: Sequence[str],
+    timing: str = f"medians of {TURNS} turns, smallest and largest in brackets",
+) -> None:
     """results/NAME.json and NAME.md; the tables are printed too."""
     import torch
     import vllm
@@ -70,9 +84,7 @@ def write_results(name: str, figures: dict[str, Any], tables: Sequence[str]) -> 
         json.dumps({**about, **figures}, indent=1, default=lambda t: t.seconds) + "\n"
     )
     head = f"`{name}.py`; " + "; ".join(f"{k} {v}" for k, v in about.items())
-    text = "\n\n".join(
-        [f"{head}; medians of {TURNS} turns, smallest and largest in brackets.", *tables]
-    )
+    text = "\n\n".join([f"{head}; {timing}.", *tables])
     (RESULTS / f"{name}.md").write_text(text + "\n")
     print(text)
 
