@@ -34,7 +34,13 @@ class Team(Protocol):
         ...
 
     def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
-        """Start one call a worker, at most; the returned function waits for the results."""
+        """One call a worker, at most, in the background where there is one; the returned function
+        waits for the results."""
+        ...
+
+    def leave(self, method: str) -> Any:
+        """What a method of the first worker gives, left where it is: `submit` takes it as an
+        argument for another team, and it does not pass through this process."""
         ...
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
@@ -106,9 +112,11 @@ class LocalTeam:
         return lambda: results
 
     def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
-        pairs = zip(self.workers, calls, strict=False)
-        results = [getattr(worker, method)(*call) for worker, call in pairs]
-        return lambda: results
+        pairs = list(zip(self.workers, calls, strict=False))
+        return lambda: [getattr(worker, method)(*call) for worker, call in pairs]
+
+    def leave(self, method: str) -> Any:
+        return getattr(self.workers[0], method)()
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
         results = []
@@ -160,7 +168,10 @@ class Host:
         return self.worker.ready()
 
     def call(self, method: str, args: tuple) -> Any:
-        return getattr(self.worker, method)(*args)
+        import ray
+
+        here = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in args]
+        return getattr(self.worker, method)(*here)
 
     def device(self) -> Device:
         return hardware.device()
@@ -194,6 +205,9 @@ class _RayTeam:
         pairs = zip(self.actors, calls, strict=False)
         refs = [actor.call.remote(method, call) for actor, call in pairs]
         return lambda: self._get(refs, method, self.timeout)
+
+    def leave(self, method: str) -> Any:
+        return self.actors[0].call.remote(method, ())
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
         import ray

@@ -155,7 +155,9 @@ class Objective:
             group = Group(rollout.example.id, scored[-1].log_rewards, answer_tokens=length)
             (weighed,), _ = weigh(self.algorithm, [group])
             coefficients += by_documents(rollout, weighed.generator).values()
-        loss = -(torch.tensor(coefficients, device=logps.device) * logps).sum()
+        used = [i for i, c in enumerate(coefficients) if c]  # 0 times -inf would be nan
+        factors = torch.tensor([coefficients[i] for i in used], device=logps.device)
+        loss = -(factors * logps[used]).sum()
         return Evaluated(Parts(loss, 0.0), logps.tolist()), scored
 
     def _clipped(self, targets: Sequence[Target]) -> Evaluated:

@@ -7,6 +7,7 @@ what later ones find ready.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,13 +89,14 @@ def profile(recipe: Recipe, steps: int, output: Path | None, console: Console) -
 
 
 def _shortened(recipe: Recipe, steps: int, run_dir: str) -> Recipe:
-    """Two iterations of one batch each, on which every policy takes `steps` steps."""
+    """Two iterations in which every policy takes `steps` steps, in the recipe's own schedule."""
     settings = recipe.resolved()
     settings["tracking"]["run_dir"] = run_dir
+    settings["rollout"]["overlap"] = 0  # the second iteration samples for itself
     settings["training"] |= {
         "iterations": 2,
-        "questions_per_iteration": recipe.training.batch_size,
-        "epochs": steps,
+        "questions_per_iteration": recipe.training.batch_size
+        * math.ceil(steps / recipe.training.epochs),
     }
     return Recipe.model_validate(settings)
 

@@ -120,6 +120,12 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
+_GONE = {
+    "training.microbatch_size": "is now training.tokens_per_microbatch, in tokens, not questions",
+    "rollout.batch_size": "is gone: an engine takes all questions in one call; leave it out",
+}
+
+
 def _explain(error: Any) -> str:
     """One validation error in words: the dotted key, what is wrong, the nearest known key."""
     keys = [str(k) for k in error["loc"]]
@@ -130,6 +136,8 @@ def _explain(error: Any) -> str:
             for member in _models_at(Recipe, _without_tags(keys[:-1]))
             if keys[-1] in member.model_fields and (kind := _kind(member))
         ]
+        if dotted in _GONE:
+            return f"{dotted}: {_GONE[dotted]}"
         if owners:
             return f"{dotted}: belongs to kind: {' or '.join(owners)}"
         known = _fields_at(Recipe, keys[:-1])

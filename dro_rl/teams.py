@@ -148,7 +148,7 @@ class Teams:
         """
         gaps = {}
         for policy, learner in self.learners.items():
-            (weights,) = learner.submit("weights")()
+            weights = learner.leave("weights")
             users = [self.engines[policy]] + ([self.reward] if policy == "generator" else [])
             for wait in [team.submit("load_weights", weights, version) for team in users]:
                 wait()

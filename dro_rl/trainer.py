@@ -66,7 +66,7 @@ class Trainer:
         self.teams, self.reward, self.console = teams, reward, console
         self.timeline, self.use = Timeline(), LearnersUse(recipe, teams.learners)
         self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
-        self.ahead: Callable[[], list[Rollout]] | None = None  # with rollout.overlap
+        self.ahead: list[Rollout] = []  # with rollout.overlap, the next iteration's
         self.hits = math.nan  # share of prompt tokens that sampling read from prefix caches
 
     def run_from(self, done: int) -> None:
@@ -98,6 +98,15 @@ class Trainer:
     def _iterate(self, iteration: int) -> None:
         """One E-step and one M-step."""
         rollouts = self._sample(iteration)
+        ahead = self.recipe.rollout.overlap and iteration < self.recipe.training.iterations
+        wait = self.teams.begin_select(*self._to_sample(iteration + 1)) if ahead else None
+        self._learn_from(iteration, rollouts)
+        if wait:
+            with self._stage(iteration, "rollout", len(rollouts)):
+                self.ahead = wait()
+
+    def _learn_from(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
+        """The rest of the E-step, and the M-step."""
         if scores_while_learning(self.recipe, self.reward):
             scored, weighted = self._score_and_learn(iteration, rollouts)
             self.run.write_rollouts(iteration, scored, weighted)
@@ -109,11 +118,11 @@ class Trainer:
 
     def _sample(self, iteration: int) -> list[Rollout]:
         """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
+        if self.ahead:
+            return self.ahead
         what = self._to_sample(iteration)
         with self._stage(iteration, "rollout", len(what[0])) as advance:
-            rollouts = self.ahead() if self.ahead else self.teams.select(*what, advance)
-        if self.recipe.rollout.overlap and iteration < self.recipe.training.iterations:
-            self.ahead = self.teams.begin_select(*self._to_sample(iteration + 1))
+            rollouts = self.teams.select(*what, advance)
         if self.recipe.decoding != "retriever":
             self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
         return rollouts

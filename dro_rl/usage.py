@@ -10,6 +10,7 @@ from dro_rl.flops import model_size
 from dro_rl.hardware import Memory
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import ScoredRollout, WeightedRollout
+from dro_rl.reward.scoring import by_documents
 from dro_rl.teams import Teams
 
 
@@ -39,7 +40,7 @@ class LearnersUse:
             sequences = len(learned)
         else:
             answers = [
-                (s.answer_tokens, len(_documents(w)) * self._references(s))
+                (s.answer_tokens, self._lists(w) * self._references(s))
                 for s, w in zip(scored, weighted, strict=True)
             ]
             predicted = sum(length * times for length, times in answers)
@@ -52,6 +53,11 @@ class LearnersUse:
             lora=self.recipe.policy(policy).lora is not None,
         )
 
+    def _lists(self, w: WeightedRollout) -> int:
+        """Different lists of documents from which the generator learns to answer."""
+        weights = by_documents(w.rollout, w.generator).values()
+        return sum(c != 0 and c >= self.recipe.generator.prune for c in weights)
+
     def _references(self, scored: ScoredRollout) -> int:
         every = self.recipe.generator.answers == "any"
         return len(scored.rollout.example.answers) if every else 1
@@ -61,12 +67,6 @@ def _learned(w: WeightedRollout) -> set[tuple[int, ...]]:
     """The different selections that the selector learns, as tokens."""
     pairs = zip(w.rollout.selections, w.selector, strict=True)
     return {z.token_ids for z, coefficient in pairs if coefficient}
-
-
-def _documents(w: WeightedRollout) -> set[tuple[int, ...]]:
-    """The different lists of documents from which the generator learns to answer."""
-    pairs = zip(w.rollout.selections, w.generator, strict=True)
-    return {z.documents for z, coefficient in pairs if coefficient}
 
 
 def peak_memory(teams: Teams) -> dict[str, float]:

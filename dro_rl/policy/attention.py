@@ -60,11 +60,16 @@ def use_trie_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(_NAME)
 
 
+class NotAttended(Exception):
+    """A forward over tries in which no layer asked for our attention."""
+
+
 class Packed:
-    """A trie's masks on a device, made once a forward and shared by its layers."""
+    """A trie's masks on a device, made once a forward and shared by its layers. `attended` once a
+    layer has used them."""
 
     def __init__(self, trie: Trie, device: torch.device) -> None:
-        self.trie, self.device = trie, device
+        self.trie, self.device, self.attended = trie, device, False
         self._flex: Any = None
         self._islands: list[list[_Part]] | None = None
 
@@ -76,17 +81,14 @@ class Packed:
     def flex_mask(self) -> Any:
         """FlexAttention's block mask of the whole row."""
         if self._flex is None:
-            from torch.nn.attention.flex_attention import create_block_mask
-
             end_N = torch.from_numpy(self.trie.end_N).to(self.device)
 
             def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 return (k <= q) & (q < end_N[k])
 
             n = len(self.trie)
-            self._flex = create_block_mask(
-                sees, None, None, n, n, device=self.device, _compile=self.device.type == "cuda"
-            )
+            make = _block_mask_maker(self.device.type == "cuda")
+            self._flex = make(sees, None, None, n, n, device=self.device)
         return self._flex
 
     def islands(self, dtype: torch.dtype) -> list[list[_Part]]:
@@ -150,6 +152,10 @@ def _attention(
     odd = [n for n in ("sliding_window", "softcap", "s_aux", "position_bias") if others.get(n)]
     if odd or dropout:
         raise RuntimeError(f"attention over packed tries knows no {', '.join(odd) or 'dropout'}")
+    trie.attended = True
+    if torch.is_autocast_enabled(query.device.type):  # norms and rotations leave float32 behind
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda:
         out = _compiled_flex()(
             query,
@@ -196,3 +202,11 @@ def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)  # else every new length recompiles
+
+
+@cache
+def _block_mask_maker(compiled: bool) -> Any:
+    """Compiled, it makes the mask block by block instead of whole."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=True) if compiled else create_block_mask

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dro_rl.errors import UserError
-from dro_rl.policy.attention import Packed, unsupported, use_trie_attention
+from dro_rl.policy.attention import NotAttended, Packed, unsupported, use_trie_attention
 from dro_rl.policy.trie import pack, packed_length
 
 AllowedTokens = Sequence[Sequence[int]]
@@ -53,7 +54,7 @@ class Completion:
 class Likelihood:
     """Log-likelihoods under one model, which may learn between calls.
 
-    The first use of the trie checks itself against the dense way.
+    The first completions that share a beginning are computed both ways, and have to agree.
 
     Args:
         model: a causal LM, with or without peft; its dtype (or autocast) is that of the forward.
@@ -64,7 +65,7 @@ class Likelihood:
         self.model = model
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.why_dense = "as the recipe says" if way == "dense" else unsupported(plain)
-        self._checked = False
+        self._checks = 3  # left, of completions that share nothing; none after those that do
         if self.why_dense is None:
             use_trie_attention(plain)
 
@@ -92,7 +93,7 @@ class Likelihood:
         Returns:
             (B, T): T is the longest completion; positions after a row's end hold exactly 0.
         Raises:
-            UserError: on first use, the trie's values are not the dense way's.
+            UserError: on first use, the trie's values are not the dense way's; see `_check`.
         """
         return self._forward(completions).log_likelihoods()
 
@@ -112,30 +113,57 @@ class Likelihood:
         return forward.log_likelihoods(), forward.values(head)
 
     def _forward(self, completions: Sequence[Completion]) -> _Forward:
+        if self.why_dense is None and self._checks and len(completions) > 1:
+            self._check(completions)
         if self.why_dense is not None:
             return _dense(self.model, completions)
-        if not self._checked:
-            self._check(completions)
-            self._checked = True
         return _packed(self.model, completions)
 
     def _check(self, completions: Sequence[Completion]) -> None:
-        """Compare both ways on what the first completion shares its prompt with."""
-        prompt = completions[0].prompt_ids
-        some = [c for c in completions if c.prompt_ids[:8] == prompt[:8]][:4]
+        """Compare both ways on a few completions, two that share most among them. A model that
+        does not take its attention from where it says takes the dense way from now on.
+
+        Raises:
+            UserError: the ways disagree, or the trie's fails.
+        """
+        some = _alike(completions)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            fast, slow = (way(self.model, some).log_likelihoods() for way in (_packed, _dense))
-        self.model.train(training)
+        try:
+            with torch.no_grad():
+                slow = _dense(self.model, some).log_likelihoods()
+                fast = _packed(self.model, some).log_likelihoods()
+        except NotAttended:
+            self.why_dense = "its attention does not follow its configuration"
+            print(f"{type(self.model).__name__}: {self.describe()}", flush=True)
+            return
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise self._unfit(f"fails ({str(error).splitlines()[0]})") from error
+        finally:
+            self.model.train(training)
         low = torch.is_autocast_enabled(fast.device.type) or self.model.dtype == torch.bfloat16
         apart = (fast - slow).abs().nan_to_num(nan=0).max().item()  # nan: -inf both times
         if not apart <= (0.25 if low else 1e-3):
-            raise UserError(
-                f"the shared-prefix forward of {type(self.model).__name__} differs from the plain "
-                f"one by {apart:.2g} nats on a token: set likelihood: dense for this policy, and "
-                "please report the model"
-            )
+            raise self._unfit(f"differs from the plain one by {apart:.2g} nats on a token")
+        shared = self.cost(some) < sum(len(c.read) for c in some)
+        self._checks = 0 if shared else self._checks - 1
+
+    def _unfit(self, what: str) -> UserError:
+        return UserError(
+            f"the shared-prefix forward of {type(self.model).__name__} {what}: set likelihood: "
+            "dense for this policy, and please report the model"
+        )
+
+
+def _alike(completions: Sequence[Completion]) -> list[Completion]:
+    """The two that have most in common from their beginning, the first and the last in order."""
+    ordered = sorted(completions, key=lambda c: c.read)
+    saved = [
+        len(a.read) + len(b.read) - packed_length([a.read, b.read]) for a, b in pairwise(ordered)
+    ]
+    best = max(range(len(saved)), key=saved.__getitem__)
+    chosen = dict.fromkeys((best, best + 1, 0, len(ordered) - 1))
+    return [ordered[i] for i in chosen]
 
 
 def batches(
@@ -143,13 +171,16 @@ def batches(
 ) -> Iterator[slice]:
     """Runs of groups, in their order, whose forward pass takes at most so many tokens; a larger
     group is alone in its run."""
-    start, filled = 0, 0
+    start, filled, rows, longest = 0, 0, 0, 0
     for i, group in enumerate(groups):
-        cost = likelihood.cost(group)
-        if i > start and filled + cost > tokens:
+        cost, widest = likelihood.cost(group), max(map(len, group), default=1) - 1
+        together = filled + cost
+        if likelihood.why_dense is not None:
+            together = (rows + len(group)) * max(longest, widest)  # padded to the longest of all
+        if i > start and together > tokens:
             yield slice(start, i)
-            start, filled = i, 0
-        filled += cost
+            start, filled, rows, longest = i, 0, 0, 0
+        filled, rows, longest = filled + cost, rows + len(group), max(longest, widest)
     if groups:
         yield slice(start, len(groups))
 
@@ -235,6 +266,8 @@ def _packed(model: Any, completions: Sequence[Completion]) -> _Forward:
             logits_to_keep=torch.tensor([node for node, _ in index]).to(device),
             trie=row,
         )
+    if not row.attended:
+        raise NotAttended
     places = np.fromiter((index[read] for read in reads), np.int64)
     return _Forward(completions, head, seen[0][0], None, [table for _, table in index], places)
 

@@ -11,6 +11,7 @@ from dro_rl.learner import Learner
 from dro_rl.policy import causal_lm
 from dro_rl.policy.weights import unpack
 from dro_rl.records import WeightedRollout
+from dro_rl.reward import load_reward
 from dro_rl.reward.service import RewardService
 from dro_rl.rollout.worker import RolloutWorker
 from tests.tiny import make_example, make_recipe, make_rollout
@@ -230,3 +231,20 @@ def test_scoring_while_learning_is_scoring_then_learning(folder, kind):
     for a, b in zip(at_once.trainable.values(), in_turn.trainable.values(), strict=True):
         assert not torch.equal(a, torch.zeros_like(a))
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_an_impossible_answer_of_weight_0_does_not_spoil_the_step(folder, monkeypatch):
+    learner = make_learner(folder, "generator")
+    (rollout, *_) = [w.rollout for w in make_batch(learner)]
+    targets = learner.objective.answers(rollout)
+    plain = learner.objective.log_likelihoods
+
+    def impossible(some):
+        logps = plain(some)
+        return torch.cat([logps[:1] - torch.inf, logps[1:]])
+
+    monkeypatch.setattr(learner.objective, "log_likelihoods", impossible)
+    reward = load_reward(learner.recipe.reward)
+    evaluated, (scored,) = learner.objective.scored_loss(reward, [rollout], targets)
+    assert min(scored.log_rewards) == -torch.inf
+    assert evaluated.parts.loss.isfinite()

@@ -13,12 +13,14 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    NemotronConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3NextConfig,
 )
 
 from dro_rl.errors import UserError
+from dro_rl.policy import attention
 from dro_rl.policy import likelihood as module
 from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import Target, target_log_likelihoods
@@ -290,6 +292,27 @@ def test_models_of_other_attention_take_the_dense_way(config, why):
     assert likelihood.of(RAGGED).isfinite().all()
 
 
+def wrong(q, k, v, packed, scale):
+    """Attention over the row as if it were one sequence."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
+def test_attention_that_leaks_is_refused_when_something_is_shared(llama, monkeypatch):
+    """Also where a completion alone, which cannot show it, came first."""
+    monkeypatch.setattr(attention, "_by_blocks", wrong)
+    likelihood = Likelihood(llama)
+    likelihood.of(RAGGED[:1])
+    prompt = tuple(range(3, 40))
+    with pytest.raises(UserError, match="differs from the plain one by .* likelihood: dense"):
+        likelihood.of([Completion(prompt, (5, 6)), Completion(prompt, (7, 8))])
+
+
+def test_attention_that_leaks_between_questions_is_refused(llama, monkeypatch):
+    monkeypatch.setattr(attention, "_by_blocks", wrong)
+    with pytest.raises(UserError, match="differs"):
+        Likelihood(llama).of(RAGGED)
+
+
 def test_a_model_that_reads_more_than_its_configuration_says_is_refused(llama, monkeypatch):
     """Its logits do not come from its output embedding alone."""
     forward = type(llama).forward
@@ -303,6 +326,16 @@ def test_a_model_that_reads_more_than_its_configuration_says_is_refused(llama, m
     with pytest.raises(UserError, match="differs from the plain one by .* likelihood: dense"):
         Likelihood(llama).of(RAGGED)
     assert Likelihood(llama, "dense").of(RAGGED).isfinite().all()
+
+
+def test_a_model_that_keeps_its_own_attention_takes_the_dense_way(capsys):
+    """Nemotron chooses when it is made."""
+    config = NemotronConfig(**SMALL)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    likelihood = Likelihood(model)
+    found = likelihood.of(RAGGED)
+    assert "dense" in capsys.readouterr().out and "dense" in likelihood.describe()
+    torch.testing.assert_close(found, Likelihood(model, "dense").of(RAGGED))
 
 
 # --- what it costs ------------------------------------------------------------------------------
@@ -336,3 +369,14 @@ def test_batches_fill_the_budget_and_keep_groups_whole(llama):
     found = [(part.start, part.stop) for part in batches(likelihood, groups, 20)]
     assert found == [(0, 2), (2, 3), (3, 4), (4, 5)]
     assert list(batches(likelihood, [], 20)) == []
+
+
+def test_batches_of_the_dense_way_count_its_padding(llama):
+    """A long row pads all others to its length."""
+    likelihood = Likelihood(llama, "dense")
+    groups = [[Completion((1,) * 9, (5, 2))] * 2 for _ in range(4)]
+    groups.append([Completion((1,) * 50, (5, 2))])
+    runs = [groups[part] for part in batches(likelihood, groups, 100)]
+    assert [len(run) for run in runs] == [4, 1]
+    for run in runs:
+        assert likelihood.cost([c for group in run for c in group]) <= 100
