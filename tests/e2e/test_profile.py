@@ -16,7 +16,7 @@ TINY = (
     "data.train_questions=16",
     "data.evaluation_questions=4",
     "training.batch_size=4",
-    "training.microbatch_size=4",
+    "training.tokens_per_microbatch=600",
     "algorithm.samples=2",
 )
 
