@@ -106,7 +106,7 @@ class Update:
 
     def __init__(self, device: str, size: str, groups: Sequence[Group]) -> None:
         self.model, self.groups, self.device = make_model(size, device), groups, device
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.norms: list[float] = []
 
     def backward(self, group: Group) -> None:

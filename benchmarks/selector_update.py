@@ -91,7 +91,7 @@ class Update:
 
     def __init__(self, model: Any, loss: Loss) -> None:
         self.model, self.loss = model, loss
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         self.norms: list[float] = []
 
     def __call__(self) -> None:

@@ -63,7 +63,7 @@ class Peer:
             for p in POLICIES
         }
         self.optimizers = {
-            p: torch.optim.AdamW(m.parameters(), lr=recipe.policy(p).learning_rate)
+            p: torch.optim.AdamW(m.parameters(), lr=recipe.policy(p).learning_rate, fused=True)
             for p, m in self.models.items()
         }
 

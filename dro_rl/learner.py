@@ -107,6 +107,7 @@ class Learner:
             lr=learning_rate,
             betas=(0.9, 0.95),
             weight_decay=recipe.training.weight_decay,
+            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _schedule(recipe.training, total_steps)
