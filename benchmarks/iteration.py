@@ -2,10 +2,10 @@
 
     python benchmarks/iteration.py [--gpu]
 
-Both sides sample with the same engine in this process. Then ours scores with `RewardService`,
-learns with two `Learner`s and hands the weights over; the peer scores every sample by a forward of
-its own with logits of all tokens, and trains each on a padded row of its own, a question a
-micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and 5M parameters with 20
+Both sides sample with the same engine in this process. Then ours learns with two `Learner`s, of
+which the generator's scores in the pass that it learns from, and hands the weights over; the peer
+scores every sample by a forward of its own with logits of all tokens, and trains each on a padded
+row of its own, a question a micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and 5M parameters with 20
 documents of about 65 tokens and 8 selections of 5. Random weights write no selections, so those are
 made up once 8 samples of 20 tokens have been drawn, and flat, which leaves the generator the least
 to share.

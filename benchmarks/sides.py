@@ -39,17 +39,18 @@ class Ours:
         self.service.load_weights(weights["generator"], self.version)
 
     def learn(self, rollouts: Sequence[Rollout]) -> None:
-        scored = self.service.score(rollouts)
-        groups = [Group(s.rollout.example.id, s.log_rewards) for s in scored]
-        weighed, _ = weigh(self.recipe.algorithm, groups)
-        batch = [
-            WeightedRollout(s.rollout, c.selector, c.generator)
-            for s, c in zip(scored, weighed, strict=True)
-        ]
+        """The generator scores as it learns (`training.weights: fresh`)."""
         size = self.recipe.training.batch_size
-        for start in range(0, len(batch), size):
-            for learner in self.learners.values():
-                learner.step(batch[start : start + size])
+        for start in range(0, len(rollouts), size):
+            part = rollouts[start : start + size]
+            _, scored = self.learners["generator"].step_and_score(part)
+            groups = [Group(s.rollout.example.id, s.log_rewards) for s in scored]
+            weighed, _ = weigh(self.recipe.algorithm, groups)
+            batch = [
+                WeightedRollout(s.rollout, c.selector, c.generator)
+                for s, c in zip(scored, weighed, strict=True)
+            ]
+            self.learners["selector"].step(batch)
 
 
 class Peer:
@@ -112,13 +113,13 @@ class Peer:
 
 
 def possible(peer: Peer, rollouts: Sequence[Rollout]) -> float:
-    """Ratio of the floating-point operations of both sides: a forward pass to
-    score, and to train one and a backward pass, which takes two."""
+    """Ratio of the floating-point operations of both sides. A backward pass takes twice a forward
+    pass; theirs has one more of the generator, to score."""
     config = peer.models["generator"].config
     own = theirs = 0.0
     for rollout in rollouts:
         answers, selections = peer.answers(rollout), peer.selections(rollout)
-        own += 4 * packed_flops(config, answers) + 3 * packed_flops(config, selections)
+        own += 3 * packed_flops(config, answers) + 3 * packed_flops(config, selections)
         theirs += sum(padded_flops(config, [a], full_logits=peer.full_logits) for a in answers)
         for rows in (answers, selections):
             theirs += 3 * padded_flops(config, rows, full_logits=peer.full_logits)
