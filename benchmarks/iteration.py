@@ -5,10 +5,10 @@
 Both sides sample with the same engine in this process. Then ours learns with two `Learner`s, of
 which the generator's scores in the pass that it learns from, and hands the weights over; the peer
 scores every sample by a forward of its own with logits of all tokens, and trains each on a padded
-row of its own, a question a micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and 5M parameters with 20
-documents of about 65 tokens and 8 selections of 5. Random weights write no selections, so those are
-made up once 8 samples of 20 tokens have been drawn, and flat, which leaves the generator the least
-to share.
+row of its own, a question a micro-batch, again with all logits. Two shapes: recipes/demo.yaml, and
+5M parameters with 20 documents of about 65 tokens and 8 selections of 5. Random weights write no
+selections, so those are made up once 8 samples of 20 tokens have been drawn, and flat, which leaves
+the generator the least to share.
 
 Of ours it also counts what is neither vLLM nor a model's forward, backward or optimiser: prompts,
 packing, records, weights. `--gpu` measures the learning alone, of 0.5B parameters in
