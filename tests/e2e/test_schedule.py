@@ -137,3 +137,12 @@ def test_small_weights_are_left_out_and_counted(tmp_path):
     assert 0 < pruned["rollout/pruned"] < 0.1
     assert pruned["generator/tokens"] < 0.9 * every["generator/tokens"]
     assert pruned["selector/tokens"] == every["selector/tokens"]
+
+
+def test_what_is_sampled_ahead_is_counted_in_the_iteration_that_samples_it(ahead):
+    """The first samples for two iterations, the last for none."""
+    rows = [row for row in metrics(ahead) if "time/learn" in row]
+    assert ["rollout/prefix_cache_hits" in row for row in rows] == [True, True, False]
+    assert [row.get("time/rollout", 0) > 0 for row in rows] == [True, True, False]
+    for row in rows:
+        assert sum(v for k, v in row.items() if k.startswith("share/")) == pytest.approx(1)

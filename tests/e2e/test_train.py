@@ -42,7 +42,7 @@ EVALUATION_KEYS = (
     "iteration questions em f1 recall@1 recall@3 recall@5 gold_recall bound bound_se "
     "effective_sample_size malformed selector_entropy seconds"
 ).split()
-STAGES = "rollout reward learn synchronise evaluate checkpoint other".split()
+STAGES = "rollout learn synchronise evaluate checkpoint other".split()
 
 
 @pytest.fixture(scope="session")
