@@ -115,7 +115,8 @@ class Likelihood:
     def _forward(self, completions: Sequence[Completion]) -> _Forward:
         if self.why_dense is None and self._checks and len(completions) > 1:
             self._check(completions)
-        if self.why_dense is not None:
+        alone = self._checks and len(completions) == 1  # nothing to gain, and nothing to check by
+        if alone or self.why_dense is not None:
             return _dense(self.model, completions)
         return _packed(self.model, completions)
 

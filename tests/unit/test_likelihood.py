@@ -333,7 +333,9 @@ def test_a_model_that_keeps_its_own_attention_takes_the_dense_way(capsys):
     config = NemotronConfig(**SMALL)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     likelihood = Likelihood(model)
+    alone = likelihood.of(RAGGED[:1])
     found = likelihood.of(RAGGED)
+    torch.testing.assert_close(alone, found[:1])
     assert "dense" in capsys.readouterr().out and "dense" in likelihood.describe()
     torch.testing.assert_close(found, Likelihood(model, "dense").of(RAGGED))
 
