@@ -47,9 +47,9 @@ integration: setup ## tests with real vLLM and Ray, minutes
 e2e: setup ## tests of the command line, minutes
 	$(PYTEST) tests/e2e $(ARGS)
 
-BENCHMARKS := startup selector_update generator_update iteration growth
+BENCHMARKS := startup rollouts prompt_order selector_update generator_update iteration growth
 
-bench: setup ## speed of learning against peers, a quarter of an hour on 2 quiet cores
+bench: setup ## speed against peers, some 25 minutes on 2 quiet cores
 	@for f in $(BENCHMARKS); do $(BIN)/python benchmarks/$$f.py || failed="$$failed $$f"; done; \
 	[ -z "$$failed" ] || { echo "missed or failed:$$failed"; exit 1; }
 
