@@ -23,6 +23,7 @@ import math
 import random
 import statistics
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def plackett_luce(draw: random.Random, scores: Sequence[float]) -> tuple[tuple[i
     return tuple(order), logp
 
 
-class Update:
+class Update(ABC):
     """A model and its optimiser; `backward` adds a question's gradient."""
 
     def __init__(self, device: str, size: str, groups: Sequence[Group]) -> None:
@@ -109,8 +110,8 @@ class Update:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.norms: list[float] = []
 
-    def backward(self, group: Group) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def backward(self, group: Group) -> None: ...
 
     def __call__(self) -> None:
         for group in self.groups:

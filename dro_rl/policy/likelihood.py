@@ -133,13 +133,11 @@ class Likelihood:
         try:
             with torch.no_grad():
                 slow = _dense(self.model, some).log_likelihoods()
-                fast = _packed(self.model, some).log_likelihoods()
+                fast = self._tried(some)
         except NotAttended:
             self.why_dense = "its attention does not follow its configuration"
             print(f"{type(self.model).__name__}: {self.describe()}", flush=True)
             return
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise self._unfit(f"fails ({str(error).splitlines()[0]})") from error
         finally:
             self.model.train(training)
         low = torch.is_autocast_enabled(fast.device.type) or self.model.dtype == torch.bfloat16
@@ -148,6 +146,14 @@ class Likelihood:
             raise self._unfit(f"differs from the plain one by {apart:.2g} nats on a token")
         shared = self.cost(some) < sum(len(c.read) for c in some)
         self._checks = 0 if shared else self._checks - 1
+
+    def _tried(self, some: Sequence[Completion]) -> Tensor:
+        try:
+            return _packed(self.model, some).log_likelihoods()
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the model
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise self._unfit(f"fails ({type(error).__name__}: {error})") from error
 
     def _unfit(self, what: str) -> UserError:
         return UserError(

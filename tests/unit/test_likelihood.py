@@ -382,3 +382,12 @@ def test_batches_of_the_dense_way_count_its_padding(llama):
     assert [len(run) for run in runs] == [4, 1]
     for run in runs:
         assert likelihood.cost([c for group in run for c in group]) <= 100
+
+
+def test_what_fails_in_the_trie_alone_names_the_way_out(llama, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("size of tensor a must match")
+
+    monkeypatch.setattr(attention, "_by_blocks", broken)
+    with pytest.raises(UserError, match="fails .*size of tensor a.* likelihood: dense"):
+        Likelihood(llama).of(RAGGED)
