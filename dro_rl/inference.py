@@ -11,7 +11,6 @@ from dro_rl.cluster import open_cluster
 from dro_rl.data import load_examples
 from dro_rl.data.hotpotqa import read_publishers
 from dro_rl.data.jsonl import read_jsonl
-from dro_rl.data_sections import Bm25Retrieval
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.questions import load_questions, with_candidates
@@ -19,6 +18,7 @@ from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_corpus
+from dro_rl.retrieval_sections import Bm25Retrieval
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console

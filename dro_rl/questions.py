@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dro_rl.data import Split, load_examples
 from dro_rl.errors import UserError
@@ -105,13 +106,34 @@ def questions_of(recipe: Recipe, train: Sequence[Example], iteration: int) -> li
 
     Iterations walk through one stream of epochs, each a permutation of its own, so every question
     is seen equally often, and which ones an iteration takes depends on nothing but its number.
+    With `retrieval.shuffle` an epoch has an order of candidates of its own too, so that a place in
+    the prompt cannot be learned by heart.
     """
-    count = iteration_size(recipe, len(train))
-    start = (iteration - 1) * count
-    epochs = range(start // len(train), (start + count - 1) // len(train) + 1)
-    order = [i for e in epochs for i in _permutation(recipe.training.seed, e, len(train))]
-    offset = start - epochs[0] * len(train)
-    return [train[i] for i in order[offset : offset + count]]
+    size = len(train)
+    first = (iteration - 1) * iteration_size(recipe, size)
+    places = range(first, first + iteration_size(recipe, size))
+    orders = {
+        epoch: _permutation(recipe.training.seed, epoch, size)
+        for epoch in {place // size for place in places}
+    }
+    taken = [(place // size, train[orders[place // size][place % size]]) for place in places]
+    if not recipe.retrieval.shuffle:
+        return [example for _, example in taken]
+    return [_reordered(example, recipe.training.seed, epoch) for epoch, example in taken]
+
+
+def _reordered(example: Example, seed: int, epoch: int) -> Example:
+    """The example with the epoch's order of candidates; epoch 0 has the one they were given."""
+    if epoch == 0:
+        return example
+    order = random.Random(f"candidates/{seed}/{epoch}/{example.id}").sample(
+        range(len(example.candidates)), len(example.candidates)
+    )
+    return replace(
+        example,
+        candidates=tuple(example.candidates[i] for i in order),
+        scores=tuple(example.scores[i] for i in order) if example.scores else (),
+    )
 
 
 def iteration_size(recipe: Recipe, available: int) -> int:

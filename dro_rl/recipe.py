@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
-from dro_rl.data_sections import Bm25Retrieval, Data, FactsData, Retrieval
+from dro_rl.data_sections import Data, FactsData
+from dro_rl.retrieval_sections import Bm25Retrieval, Retrieval
 from dro_rl.sections import POLICIES, PolicyName, Rate, Section
 
 # --- policies -----------------------------------------------------------------------------------

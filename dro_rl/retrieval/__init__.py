@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dro_rl.data_sections import Bm25Retrieval, Retrieval
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval.bm25 import Bm25Index, open_index
 from dro_rl.retrieval.given import take_given
+from dro_rl.retrieval_sections import Bm25Retrieval, Retrieval
 
 __all__ = ["Bm25Index", "add_candidates", "open_index"]
 

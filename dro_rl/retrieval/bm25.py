@@ -16,10 +16,10 @@ import bm25s
 import numpy as np
 import Stemmer
 
-from dro_rl.data_sections import Bm25Retrieval
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval.corpus import pool, read_corpus
+from dro_rl.retrieval_sections import Bm25Retrieval
 
 
 @dataclass(frozen=True, slots=True)

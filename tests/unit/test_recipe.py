@@ -11,9 +11,10 @@ from textwrap import dedent
 import pytest
 
 from dro_rl import resources
-from dro_rl.data_sections import Bm25Retrieval, FactsData
+from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe, localise, make_recipe
+from dro_rl.retrieval_sections import Bm25Retrieval
 
 pytestmark = pytest.mark.unit
 

@@ -12,10 +12,10 @@ import bm25s
 import pytest
 from real_data import REAL, needs_real_data
 
-from dro_rl.data_sections import Bm25Retrieval, GivenRetrieval
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import Bm25Index, add_candidates, open_index
+from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval
 
 pytestmark = pytest.mark.unit
 
