@@ -1,0 +1,116 @@
+"""Requests to servers that recipes name: what is tried again, and what a user is told."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from dro_rl import remote
+from dro_rl.errors import UserError
+from dro_rl.remote import post_json
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def server():
+    """A local server; `replies` are (status, body, delay in seconds), the last one for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            length = int(self.headers["Content-Length"])
+            served.requests.append((json.loads(self.rfile.read(length)), dict(self.headers)))
+            replies = served.replies
+            status, body, delay = replies.pop(0) if len(replies) > 1 else replies[0]
+            time.sleep(delay)
+            try:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+            except BrokenPipeError:  # it had waited long enough
+                pass
+
+        def log_message(self, *args):
+            pass
+
+    served = HTTPServer(("127.0.0.1", 0), Handler)
+    served.requests, served.replies = [], [(200, b"[1, 2]", 0)]
+    served.url = f"http://127.0.0.1:{served.server_port}/score"
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    wait = time.sleep
+    monkeypatch.setattr(remote.time, "sleep", lambda s: wait(s / 100))
+
+
+def ask(server, **options):
+    return post_json(server.url, {"x": "é"}, setting="reward", **options)
+
+
+def test_json_goes_there_and_back(server):
+    assert ask(server) == [1, 2]
+    assert server.requests[0][0] == {"x": "é"}
+    assert "Authorization" not in server.requests[0][1]
+
+
+def test_a_token_is_sent_when_there_is_one(server, monkeypatch):
+    monkeypatch.setenv("DRO_RL_TOKEN", "secret")
+    ask(server)
+    assert server.requests[0][1]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_or_broken_server_is_asked_again(server, status):
+    server.replies = [(status, b"later", 0), (200, b"not json", 0), (200, b"3", 0)]
+    assert ask(server) == 3
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ((500, b"boom", 0), "it answered 500: boom"),
+        ((200, b"<html>", 0), "its reply is not JSON: <html>"),
+        ((200, b"", 0), "its reply is not JSON: (nothing)"),
+        ((200, b"1", 60), "no reply within 0.2 s"),
+    ],
+)
+def test_a_server_that_stays_broken_is_named_with_its_failure(server, reply, told):
+    server.replies = [reply]
+    with pytest.raises(UserError) as error:
+        ask(server, timeout=0.2, attempts=2)
+    assert f"reward: {server.url} gave no usable reply in 2 tries: {told}" in str(error.value)
+
+
+def test_a_refusal_is_told_at_once(server):
+    server.replies = [(401, b"who are you?", 0)]
+    with pytest.raises(UserError, match="answered 401: who are you?"):
+        ask(server)
+    assert len(server.requests) == 1
+
+
+def test_nobody_there(server):
+    server.server_close()
+    with pytest.raises(UserError, match="check that the server runs"):
+        ask(server, attempts=2)
+
+
+def test_a_reply_may_not_fill_the_memory(server, monkeypatch):
+    monkeypatch.setattr(remote, "_LARGEST_REPLY", 2**20)
+    server.replies = [(200, b" " * (2**20 + 1), 0)]
+    with pytest.raises(UserError, match="sends more than 1 MiB"):
+        ask(server)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "http://", "x", "http://[::1"])
+def test_only_http(url):
+    with pytest.raises(UserError, match="reward: "):
+        post_json(url, {}, setting="reward")
