@@ -6,13 +6,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dro_rl.cluster import quiet_libraries
 from dro_rl.errors import UserError
-from dro_rl.recipe import Recipe
+from dro_rl.libraries import quiet_libraries
+
+if TYPE_CHECKING:  # pydantic takes longer to import than `dro-rl --help` to answer
+    from dro_rl.recipe import Recipe
 
 app = typer.Typer(
     help="Direct Retrieval-augmented Optimization: train a selector and a generator end to end.",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from dro_rl import hardware
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
+from dro_rl.libraries import quiet_libraries
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
 
@@ -138,19 +139,6 @@ class _LocalCluster:
 
 
 # --- on Ray ---------------------------------------------------------------------------------------
-
-
-def quiet_libraries() -> None:
-    """Keep progress bars and notices of libraries out of this process's output."""
-    for name, value in (
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-    ):
-        os.environ.setdefault(name, value)
 
 
 class Host:
