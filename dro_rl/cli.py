@@ -76,7 +76,7 @@ def train(
         console.timeline(run.iterations())
         last = evaluations[-1]["iteration"]
         console.examples(run.evaluated_questions(0), run.evaluated_questions(last))
-    console.say(f"\nrun directory: {run.path}")
+    console.say(f"\nreport: {run.path / 'report.html'}\nrun directory: {run.path}")
 
 
 @app.command()
@@ -217,6 +217,22 @@ def profile(
     console = Console()
     folder = run_profiler(loaded, steps, output, console)
     console.say(f"traces, for chrome://tracing or ui.perfetto.dev: {folder}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, shown side by side.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Default: report.html in the run, or here for several.")
+    ] = None,
+) -> None:
+    """Write the page that shows runs: figures, curves, and every selection to browse."""
+    from dro_rl.tracking.report import write_report
+    from dro_rl.tracking.run_directory import RunDirectory
+
+    path = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    write_report([RunDirectory.open(run) for run in runs], path)
+    typer.echo(f"written: {path}")
 
 
 # --- helpers --------------------------------------------------------------------------------------

@@ -6,9 +6,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from dro_rl.evaluation import EvaluatedExample, exact_match, f1, log_mean_exp, summarise
+from dro_rl.evaluation import (
+    EvaluatedExample,
+    answer_recall,
+    exact_match,
+    f1,
+    gold_recall,
+    log_mean_exp,
+    summarise,
+)
 from dro_rl.questions import seed_of
-from dro_rl.records import Example
+from dro_rl.records import Example, Rollout
 from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 
@@ -39,14 +47,15 @@ def evaluate(
         )
     ]
     summary = summarise(evaluated, iteration=iteration, seconds=time.monotonic() - start)
-    return summary, [_row(e) for e in evaluated]
+    return summary, [_row(e, r) for e, r in zip(evaluated, sampled, strict=True)]
 
 
 def _title(iteration: int) -> str:
     return "evaluate warm start" if iteration == 0 else f"iteration {iteration}: evaluate"
 
 
-def _row(e: EvaluatedExample) -> dict[str, Any]:
+def _row(e: EvaluatedExample, sampled: Rollout) -> dict[str, Any]:
+    """A row of evaluation/iteration-NNNN.jsonl; documents are numbered from 0."""
     chosen = [e.example.candidates[i] for i in e.documents]
     return {
         "example": e.example.id,
@@ -55,6 +64,14 @@ def _row(e: EvaluatedExample) -> dict[str, Any]:
         "answer": e.answer,
         "em": exact_match(e.answer, e.example.answers),
         "f1": f1(e.answer, e.example.answers),
+        **{f"recall@{k}": answer_recall(e.example, e.documents, k) for k in (1, 3, 5)},
+        "gold_recall": gold_recall(e.example, e.documents),
         "bound": log_mean_exp(e.log_likelihoods),
+        "malformed": e.malformed,
+        "documents": list(e.documents),
         "selected": [{"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in chosen],
+        "samples": [
+            {"documents": list(s.documents), "logp": s.logp, "log_likelihood": log_likelihood}
+            for s, log_likelihood in zip(sampled.selections, e.log_likelihoods, strict=True)
+        ],
     }

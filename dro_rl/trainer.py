@@ -24,6 +24,7 @@ from dro_rl.step_metrics import learner_metrics, rollout_metrics
 from dro_rl.teams import Teams, process_count, start_teams
 from dro_rl.timeline import Timeline, sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
+from dro_rl.tracking.report import LiveReport
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.usage import LearnersUse, peak_memory
 
@@ -64,6 +65,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.run, self.questions = recipe, run, questions
         self.teams, self.reward, self.console = teams, reward, console
+        self.report = LiveReport(run)
         self.timeline, self.use = Timeline(), LearnersUse(recipe, teams.learners)
         self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
         self.ahead: list[Rollout] = []  # with rollout.overlap, the next iteration's
@@ -75,6 +77,7 @@ class Trainer:
         for policy in self.teams.learners:
             self.teams.check(policy, probe)  # before an hour is spent on engines that disagree
         if done == 0:
+            self.run.write_held_out(self.questions.evaluation)
             self._evaluate(0)
         else:  # engines count from version 0, whatever they started with
             self.teams.synchronise(done, probe)
@@ -94,6 +97,7 @@ class Trainer:
                 gaps = self.teams.synchronise(iteration, probe)
             summary = self._evaluate(iteration)
             self._finish(iteration, summary, gaps)
+        self.report.write()
 
     def _iterate(self, iteration: int) -> None:
         """One E-step and one M-step."""
@@ -326,6 +330,7 @@ class Trainer:
             }
         )
         checkpoint.publish(self.run, iteration)
+        self.report.refresh()
         self.console.progress(self.run.evaluations())
 
     @contextmanager

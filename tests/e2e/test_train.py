@@ -118,6 +118,13 @@ def test_it_ends_with_the_run_directory(result, run):
     assert result.out.rstrip().endswith(f"run directory: {run}")
 
 
+def test_it_leaves_a_report_that_the_command_makes_again(run, tmp_path):
+    again = tmp_path / "again.html"
+    dro_rl("report", run, "--output", again).succeeded()
+    assert again.read_bytes() == (run / "report.html").read_bytes()
+    dro_rl("report", tmp_path).refused(str(tmp_path), "not a run directory")
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads other processes' environments")
 def test_no_process_is_left(trained, result):
     assert [pid for pid in _marked(trained[2]) if pid != os.getpid()] == []

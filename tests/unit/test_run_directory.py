@@ -161,7 +161,8 @@ def test_resuming_forgets_what_came_after_the_checkpoint(run):
         run.write_evaluation(
             f"iteration-{iteration:04d}", {"iteration": iteration}, [{"question": "q"}]
         )
-        (run.path / "rollouts" / f"iteration-{iteration:04d}.parquet").touch()
+        for name in ("", "-questions"):
+            (run.path / "rollouts" / f"iteration-{iteration:04d}{name}.parquet").touch()
         folder = run.path / "checkpoints" / f"iteration-{iteration:04d}" / "selector"
         folder.mkdir(parents=True)
     (run.path / "checkpoints" / "iteration-0003.partial").mkdir()
@@ -174,6 +175,7 @@ def test_resuming_forgets_what_came_after_the_checkpoint(run):
         kept = {p.name for p in (run.path / folder).glob(f"iteration-????{suffix}")}
         assert kept == {f"iteration-{i:04d}{suffix}" for i in (0, 1, 2)}, folder
     assert not list(run.path.rglob("*.partial"))
+    assert not list(run.path.rglob("iteration-0003*"))
     run.append_metrics({"iteration": 3})
     assert [m["iteration"] for m in metrics(run)][-1] == 3
 
@@ -193,7 +195,10 @@ def test_rollouts_have_a_row_a_selection(run):
         [ScoredRollout(rollout, (-1.5, -math.inf))],
         [WeightedRollout(rollout, (0.5, -0.5), (1.0, 0.0))],
     )
-    assert files_below(run.path / "rollouts") == ["iteration-0004.parquet"]
+    assert files_below(run.path / "rollouts") == [
+        "iteration-0004-questions.parquet",
+        "iteration-0004.parquet",
+    ]
     rows = pq.read_table(run.path / "rollouts" / "iteration-0004.parquet").to_pylist()
     assert rows[0] == {
         "iteration": 4,

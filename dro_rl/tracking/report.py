@@ -1,0 +1,259 @@
+"""report.html: what runs did and learned, in one file that needs nothing else to be read.
+
+`page/` holds the page; here it gets its data. What is small is JSON in the page; the rollouts are
+compressed and unpacked by the browser when they are looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dro_rl.errors import UserError
+from dro_rl.evaluation.significance import paired_bootstrap
+from dro_rl.tracking.browsing import held_out_rollouts, training_rollouts
+from dro_rl.tracking.run_directory import RunDirectory, write_text
+
+_HEADLINE = ("em", "f1", "recall@1", "recall@3", "recall@5", "gold_recall", "bound")
+_STEP_METRICS = (
+    "rollout/effective_sample_size",
+    "rollout/largest_weight",
+    "rollout/malformed",
+    "rollout/entropy",
+    "reward/best",
+    "selector/loss",
+    "generator/loss",
+    "selector/grad_norm",
+    "generator/grad_norm",
+    "selector/logp_gap",
+    "generator/logp_gap",
+)
+_POINTS = 400  # of a curve by step: more than a screen shows apart
+_BINS = 20  # of a histogram
+_SCRIPTS = ("elements.js", "charts.js", "browser.js", "page.js")
+
+
+def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
+    """Write the report of one run, or of several side by side; a reader never sees half of it.
+
+    Args:
+        runs: at least one.
+        path: of the page.
+    Raises:
+        UserError: a run has no evaluation yet, or the page cannot be written there.
+    """
+    for run in runs:
+        if not run.evaluations():
+            raise UserError(
+                f"{run.path}: has no evaluation yet, so there is nothing to report: wait until its "
+                "warm start has been evaluated"
+            )
+    names = _names([run.path for run in runs])
+    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
+    data = {"title": title, "runs": [_run(r, n) for r, n in zip(runs, names, strict=True)]}
+    blocks = {}
+    for i, run in enumerate(runs):
+        blocks[f"held-out-{i}"] = held_out_rollouts(run)
+        blocks[f"training-{i}"] = training_rollouts(run)
+    try:
+        write_text(path, _page(title, data, blocks))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+class LiveReport:
+    """A run's report.html, written again as the run goes on, for 5 % of its time at most."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run, self.due = run, 0.0
+
+    def refresh(self) -> None:
+        """Write it, unless it was written just now."""
+        if time.monotonic() >= self.due:
+            self.write()
+
+    def write(self) -> None:
+        """Write it."""
+        start = time.monotonic()
+        write_report([self.run], self.run.path / "report.html")
+        self.due = time.monotonic() + 20 * (time.monotonic() - start)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What tells the runs apart: their folders below the one that they share."""
+    whole = [path.absolute() for path in paths]
+    if len(whole) == 1:
+        return [whole[0].name]
+    shared = os.path.commonpath([p.parent for p in whole])
+    return [str(path.relative_to(shared)) for path in whole]
+
+
+def _page(title: str, data: Mapping[str, Any], blocks: Mapping[str, Any]) -> str:
+    """The page with everything in it. Its policy allows this style and this script alone, and no
+    request, so that text from data can neither act nor tell anyone."""
+    folder = resources.files("dro_rl.tracking") / "page"
+    style = (folder / "page.css").read_text("utf-8")
+    script = "".join((folder / name).read_text("utf-8") for name in _SCRIPTS)
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    packed = "\n".join(
+        f'<script type="text/plain" id="{name}">{_packed(block)}</script>'
+        for name, block in blocks.items()
+    )
+    parts = {
+        "{{policy}}": policy,
+        "{{title}}": html.escape(title),
+        "{{style}}": style,
+        "{{data}}": _json(_finite(data)).replace("<", "\\u003c"),  # no "</script>" from data
+        "{{blocks}}": packed,
+        "{{script}}": script,
+    }
+    page = (folder / "page.html").read_text("utf-8")
+    pieces = []
+    for marker, text in parts.items():  # in their order, so that none is looked for in data
+        before, page = page.split(marker)
+        pieces += [before, text]
+    return "".join([*pieces, page])
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _packed(block: Any) -> str:
+    # mtime: equal runs give equal pages.
+    return base64.b64encode(gzip.compress(_json(block).encode(), 6, mtime=0)).decode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def _run(run: RunDirectory, name: str) -> dict[str, Any]:
+    evaluations = run.evaluations()
+    evaluated = {e["iteration"]: run.evaluated_questions(e["iteration"]) for e in evaluations}
+    recipe = (run.path / "recipe.yaml").read_text("utf-8")
+    return {
+        "name": name,
+        "about": _about(yaml.safe_load(recipe)),
+        "recipe": recipe,
+        "evaluations": evaluations,
+        "headline": _headline(evaluations, evaluated),
+        "movement": _movement(evaluated),
+        "steps": _steps(run.steps()),
+        "iterations": run.iterations(),
+        "weights": _weights(run),
+    }
+
+
+def _about(recipe: Mapping[str, Any]) -> str:
+    """What a reader wants to know first, in a line."""
+    algorithm, training = recipe["algorithm"], recipe["training"]
+    learning = " and ".join(algorithm["train"])
+    return (
+        f"{algorithm['kind']}, m = {algorithm['samples']}; learning: {learning}; data: "
+        f"{recipe['data']['kind']}; seed {training['seed']}; "
+        f"{training['iterations']} iterations planned"
+    )
+
+
+def _headline(
+    evaluations: Sequence[Mapping[str, Any]], evaluated: Mapping[int, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """A row a figure: before, after, and the change with its 95 % interval over questions."""
+    first, last = evaluations[0], evaluations[-1]
+    rows = []
+    for key in _HEADLINE:
+        if first[key] is None:
+            continue
+        row = {"key": key, "before": first[key], "after": last[key]}
+        if last is not first:
+            before, after = (
+                {r["example"]: r[key] for r in evaluated[e["iteration"]] if r[key] is not None}
+                for e in (first, last)
+            )
+            change = paired_bootstrap([(before, after)])
+            row |= {"change": change.mean, "low": change.low, "high": change.high}
+        rows.append(row)
+    return rows
+
+
+def _movement(evaluated: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Where the greedy selections went, by iteration.
+
+    `changed`: share of held-out questions with other documents, or another order, than the warm
+    start selected. `first`: share of questions whose first document stood at each place of the
+    prompt; with shuffled candidates a selector that reads has no favourite place.
+    """
+    start = {r["example"]: r["documents"] for r in evaluated[min(evaluated)]}
+    rows = []
+    for iteration, questions in evaluated.items():
+        places = [r["documents"][0] for r in questions if r["documents"]]
+        counts = np.bincount(places) if places else np.zeros(0)
+        moved = [r["documents"] != start[r["example"]] for r in questions]
+        rows.append(
+            {
+                "iteration": iteration,
+                "changed": float(np.mean(moved)),
+                "first": (counts / len(questions)).tolist(),
+            }
+        )
+    return rows
+
+
+def _steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """The metrics of optimiser steps as columns; neighbours are averaged in long runs."""
+    size = max(1, math.ceil(len(rows) / _POINTS))
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    columns = {"step": [part[-1]["step"] for part in parts]}
+    for name in _STEP_METRICS:
+        values = [_mean([row.get(name) for row in part]) for part in parts]
+        if any(value is not None for value in values):
+            columns[name] = values
+    return columns
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _weights(run: RunDirectory) -> list[dict[str, Any]]:
+    """How the selector's coefficients are spread, by iteration: counts in equal bins."""
+    drawn = {row["iteration"]: run.selector_weights(row["iteration"]) for row in run.iterations()}
+    if not drawn:
+        return []
+    low = min(0.0, *(min(values) for values in drawn.values()))
+    high = max(1.0, *(max(values) for values in drawn.values()))
+    found = []
+    for iteration, values in drawn.items():
+        counts, edges = np.histogram(values, bins=_BINS, range=(low, high))
+        found.append({"iteration": iteration, "counts": counts.tolist(), "edges": edges.tolist()})
+    return found
