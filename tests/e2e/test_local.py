@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from dro_rl.data.facts.world import make_examples
@@ -69,13 +70,13 @@ def resume(run: Path, *overrides: str) -> Result:
 def outcome(run: Path) -> dict[str, Any]:
     """All that a run leaves but the time it took and its recipe, to compare bit by bit."""
     contents = files(run)
-    del contents["recipe.yaml"], contents["metrics.jsonl"]
+    del contents["recipe.yaml"], contents["metrics.jsonl"], contents["report.html"]
     left: dict[str, Any] = {}
     for name, content in contents.items():
         if re.fullmatch(r"evaluation/.*\.json", name):
             left[name] = _without_time(json.loads(content))
         elif name.endswith(".parquet"):
-            left[name] = rollouts(run, int(Path(name).stem[-4:]))
+            left[name] = pq.read_table(run / name).to_pylist()
         elif name.endswith(".learner.pt"):
             left[name] = "optimiser"  # what it holds shows in the next iteration's weights
         else:
