@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,23 @@ def curves(comparison: Comparison, results: Sequence[Result], metric: str) -> li
             stacks = [points[x] for x in at]
             mean = [float(np.mean(s)) for s in stacks]
             found.append(Curve(arm.name, at, mean, [*map(min, stacks)], [*map(max, stacks)]))
+    return found
+
+
+def figures_data(comparison: Comparison, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The curves of every metric that is defined, in the unit of its axis, for a page."""
+    found = []
+    for metric, axis, factor in FIGURES:
+        scaled = [
+            {
+                "arm": curve.arm,
+                "selections": curve.selections,
+                **{k: [factor * v for v in getattr(curve, k)] for k in ("mean", "low", "high")},
+            }
+            for curve in curves(comparison, results, metric)
+        ]
+        if scaled:
+            found.append({"title": axis, "curves": scaled})
     return found
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
 
 from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from dro_rl.comparison.figures import write_figures
-from dro_rl.comparison.runs import Result, Run
+from dro_rl.comparison.figures import figures_data, write_figures
+from dro_rl.comparison.runs import Result, Run, runs_of
 from dro_rl.comparison.spec import Comparison
 from dro_rl.comparison.tables import (
     Table,
@@ -24,6 +26,7 @@ from dro_rl.comparison.tables import (
 )
 from dro_rl.evaluation.significance import RESAMPLES
 from dro_rl.tracking.console import Console
+from dro_rl.tracking.pages import page
 from dro_rl.tracking.run_directory import environment, write_text
 
 _WIDTH = 200  # columns of tables on the screen, at least: a figure must not be cut
@@ -48,13 +51,41 @@ class Report:
     waiting: int  # runs that have not ended yet
 
     def write(self) -> None:
-        """report.md, results.csv and figures/ in the comparison's output folder."""
+        """report.html, report.md, results.csv and figures/ in the comparison's output folder."""
         output = self.comparison.output
         output.mkdir(parents=True, exist_ok=True)
         figures = write_figures(self.comparison, self.results)
         write_text(output / "results.csv", results_csv(self.comparison, self.results))
         links = "".join(f"![{f.stem}](figures/{f.name})\n" for f in figures)
         write_text(output / "report.md", self._text(links))
+        title = self.comparison.path.stem
+        write_text(output / "report.html", page("comparison", title, self._data(), {}))
+
+    def _data(self) -> dict[str, Any]:
+        """What the page shows."""
+        settings, arms, paired = self._tables()
+        errors = {f.run.title: f.error for f in self.failures}
+        done = {(r.arm, r.seed) for r in self.results}
+        return {
+            "title": self.comparison.path.stem,
+            "command": self.command,
+            "arms": asdict(arms),
+            "differences": asdict(paired),
+            "settings": asdict(settings),
+            "notes": [self.note_on_arms(), self.note_on_pairs()],
+            "figures": figures_data(self.comparison, self.results),
+            "runs": [
+                {
+                    "title": run.title,
+                    "report": self._link(run) if (run.arm, run.seed) in done else None,
+                    "error": errors.get(run.title),
+                }
+                for run in runs_of(self.comparison)
+            ],
+        }
+
+    def _link(self, run: Run) -> str:
+        return quote(f"{run.folder.relative_to(self.comparison.output)}/report.html")
 
     def _text(self, links: str) -> str:
         settings, arms, paired = self._tables()
@@ -140,7 +171,7 @@ class Report:
             console.say(self.note_on_pairs())
         for failure in self.failures:
             console.say(f"failed: {failure.run.title}: {failure.error} (log: {failure.run.log})")
-        console.say(f"\nreport: {self.comparison.output / 'report.md'}")
+        console.say(f"\nreport: {self.comparison.output / 'report.md'}, and as a page report.html")
 
 
 def _rich(table: Table, title: str) -> RichTable:

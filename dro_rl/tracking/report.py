@@ -6,16 +6,10 @@ compressed and unpacked by the browser when they are looked at.
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
-import html
-import json
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +19,7 @@ import yaml
 from dro_rl.errors import UserError
 from dro_rl.evaluation.significance import paired_bootstrap
 from dro_rl.tracking.browsing import held_out_rollouts, training_rollouts
+from dro_rl.tracking.pages import page
 from dro_rl.tracking.run_directory import RunDirectory, write_text
 
 _HEADLINE = ("em", "f1", "recall@1", "recall@3", "recall@5", "gold_recall", "bound")
@@ -43,7 +38,6 @@ _STEP_METRICS = (
 )
 _POINTS = 400  # of a curve by step: more than a screen shows apart
 _BINS = 20  # of a histogram
-_SCRIPTS = ("elements.js", "charts.js", "browser.js", "page.js")
 
 
 def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
@@ -69,7 +63,7 @@ def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
         blocks[f"held-out-{i}"] = held_out_rollouts(run)
         blocks[f"training-{i}"] = training_rollouts(run)
     try:
-        write_text(path, _page(title, data, blocks))
+        write_text(path, page("run", title, data, blocks))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -99,58 +93,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
         return [whole[0].name]
     shared = os.path.commonpath([p.parent for p in whole])
     return [str(path.relative_to(shared)) for path in whole]
-
-
-def _page(title: str, data: Mapping[str, Any], blocks: Mapping[str, Any]) -> str:
-    """The page with everything in it. Its policy allows this style and this script alone, and no
-    request, so that text from data can neither act nor tell anyone."""
-    folder = resources.files("dro_rl.tracking") / "page"
-    style = (folder / "page.css").read_text("utf-8")
-    script = "".join((folder / name).read_text("utf-8") for name in _SCRIPTS)
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    packed = "\n".join(
-        f'<script type="text/plain" id="{name}">{_packed(block)}</script>'
-        for name, block in blocks.items()
-    )
-    parts = {
-        "{{policy}}": policy,
-        "{{title}}": html.escape(title),
-        "{{style}}": style,
-        "{{data}}": _json(_finite(data)).replace("<", "\\u003c"),  # no "</script>" from data
-        "{{blocks}}": packed,
-        "{{script}}": script,
-    }
-    page = (folder / "page.html").read_text("utf-8")
-    pieces = []
-    for marker, text in parts.items():  # in their order, so that none is looked for in data
-        before, page = page.split(marker)
-        pieces += [before, text]
-    return "".join([*pieces, page])
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _packed(block: Any) -> str:
-    # mtime: equal runs give equal pages.
-    return base64.b64encode(gzip.compress(_json(block).encode(), 6, mtime=0)).decode()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 # --- one run --------------------------------------------------------------------------------------

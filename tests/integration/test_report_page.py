@@ -9,6 +9,7 @@ import pytest
 from made_runs import make_run, question
 from playwright.sync_api import expect, sync_playwright
 
+from dro_rl.tracking.pages import page
 from dro_rl.tracking.report import write_report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -47,16 +48,16 @@ def open_page(browser):
     """Opens a page; afterwards it must have asked nobody for anything and reported no error."""
     problems, requests, contexts = [], [], []
 
-    def open_page(path: Path, **context):
+    def open_page(path: Path, drawn: str = ".questions button", **context):
         contexts.append(browser.new_context(**context))
-        page = contexts[-1].new_page()
-        page.on("console", lambda m: problems.append(m.text) if m.type != "log" else None)
-        page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("dialog", lambda d: (problems.append(d.message), d.dismiss()))
-        page.on("request", lambda r: requests.append(r.url))
-        page.goto(path.as_uri())
-        page.locator(".questions button").first.wait_for()
-        return page
+        opened = contexts[-1].new_page()
+        opened.on("console", lambda m: problems.append(m.text) if m.type != "log" else None)
+        opened.on("pageerror", lambda e: problems.append(str(e)))
+        opened.on("dialog", lambda d: (problems.append(d.message), d.dismiss()))
+        opened.on("request", lambda r: requests.append(r.url))
+        opened.goto(path.as_uri())
+        opened.locator(drawn).first.wait_for()
+        return opened
 
     yield open_page
     assert problems == []
@@ -67,76 +68,112 @@ def open_page(browser):
 
 
 def test_it_draws_every_section(open_page, folder):
-    page = open_page(folder / "one.html")
-    assert page.locator("h1").inner_text() == "seed-0"
-    headline = page.locator("#summary table")
+    shown = open_page(folder / "one.html")
+    assert shown.locator("h1").inner_text() == "seed-0"
+    headline = shown.locator("#summary table")
     assert headline.locator("tr", has_text="EM").inner_text().split() == [
         *("EM", "[%]", "0.0", "100.0", "+100.0", "+100.0", "to", "+100.0"),
     ]
-    titles = page.locator("#curves figcaption").all_inner_texts()
+    titles = shown.locator("#curves figcaption").all_inner_texts()
     assert "Exact match [%]" in titles and "Selector loss" in titles
-    assert page.locator("#selector figure").count() == 4
-    assert "learn" in page.locator("#time table").first.inner_text()
-    assert "1.5" in page.locator("#time table").last.inner_text()
-    assert "kind: facts" in page.locator("#recipe pre").inner_text()
-    details = page.locator("#curves figure", has_text="Exact match").locator("details")
+    assert shown.locator("#selector figure").count() == 4
+    assert "learn" in shown.locator("#time table").first.inner_text()
+    assert "1.5" in shown.locator("#time table").last.inner_text()
+    assert "kind: facts" in shown.locator("#recipe pre").inner_text()
+    details = shown.locator("#curves figure", has_text="Exact match").locator("details")
     details.locator("summary").click()
     assert details.locator("tbody tr").count() == 3  # the figures of a curve, as a table
 
 
 def test_a_question_by_iteration(open_page, folder):
-    page = open_page(folder / "one.html")
-    detail = page.locator(".detail")
+    shown = open_page(folder / "one.html")
+    detail = shown.locator(".detail")
     assert "Lyon – right" in detail.inner_text()
     detail.get_by_role("button", name="earlier").click()
     detail.get_by_role("button", name="earlier").click()
     assert "in Paris – F1 0.0" in detail.inner_text()
     assert detail.get_by_role("button", name="earlier").is_disabled()
-    assert page.locator(".candidates li.picked").count() == 2
-    page.locator("label", has_text="Questions").locator("select").select_option("training")
-    page.locator(".mark", has_text="malformed: nonsense").wait_for()
+    assert shown.locator(".candidates li.picked").count() == 2
+    shown.locator("label", has_text="Questions").locator("select").select_option("training")
+    shown.locator(".mark", has_text="malformed: nonsense").wait_for()
     assert "2×" in detail.inner_text() and "−∞" in detail.inner_text()
 
 
 def test_search_and_filters(open_page, folder):
-    page = open_page(folder / "one.html")
-    status = page.locator("#rollouts [role=status]")
-    page.get_by_label("Search").fill("lyon went")
-    expect(page.locator(".questions li")).to_have_count(1)
+    shown = open_page(folder / "one.html")
+    status = shown.locator("#rollouts [role=status]")
+    shown.get_by_label("Search").fill("lyon went")
+    expect(shown.locator(".questions li")).to_have_count(1)
     assert status.inner_text() == "1 of 3 questions"
-    page.get_by_label("Search").fill("")
-    expect(page.locator(".questions li")).to_have_count(3)
-    page.get_by_label("Show").select_option("wrong")
+    shown.get_by_label("Search").fill("")
+    expect(shown.locator(".questions li")).to_have_count(3)
+    shown.get_by_label("Show").select_option("wrong")
     assert status.inner_text() == "0 of 3 questions"
-    page.get_by_label("Show").select_option("learned")
+    shown.get_by_label("Show").select_option("learned")
     assert status.inner_text() == "3 of 3 questions"
 
 
 def test_the_keyboard_is_enough(open_page, folder):
-    page = open_page(folder / "one.html")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
-    page.locator(".questions button").first.focus()
-    page.keyboard.press("ArrowDown")
-    assert page.locator(".questions [aria-current]").inner_text().startswith(HOSTILE[:20])
-    assert page.evaluate("document.activeElement.getAttribute('aria-current')") == "true"
+    shown = open_page(folder / "one.html")
+    shown.keyboard.press("Tab")
+    assert shown.evaluate("document.activeElement.textContent") == "Skip to content"
+    shown.locator(".questions button").first.focus()
+    shown.keyboard.press("ArrowDown")
+    assert shown.locator(".questions [aria-current]").inner_text().startswith(HOSTILE[:20])
+    assert shown.evaluate("document.activeElement.getAttribute('aria-current')") == "true"
 
 
 def test_hostile_text_stays_text(open_page, folder):
-    page = open_page(folder / "one.html")
-    page.locator(".questions button").nth(1).click()
-    assert page.locator(".detail h3").first.inner_text() == HOSTILE
-    assert page.locator("img").count() == 0
-    assert page.title() == "seed-0 · dro_rl"
+    shown = open_page(folder / "one.html")
+    shown.locator(".questions button").nth(1).click()
+    assert shown.locator(".detail h3").first.inner_text() == HOSTILE
+    assert shown.locator("img").count() == 0
+    assert shown.title() == "seed-0 · dro_rl"
 
 
 def test_several_runs_side_by_side(open_page, folder):
-    page = open_page(folder / "two.html")
-    assert page.locator("#summary h3").all_inner_texts() == ["seed-0", "seed-1"]
-    curve = page.get_by_role("img", name="Exact match")
+    shown = open_page(folder / "two.html")
+    assert shown.locator("#summary h3").all_inner_texts() == ["seed-0", "seed-1"]
+    curve = shown.get_by_role("img", name="Exact match")
     assert "seed-1: from 0 to 100" in curve.get_attribute("aria-label")
-    page.get_by_label("Run").select_option("1")
-    page.locator(".questions button").first.wait_for()
+    shown.get_by_label("Run").select_option("1")
+    shown.locator(".questions button").first.wait_for()
+
+
+def comparison_page() -> str:
+    rows = [["dro", "2", "97.7 ± 4.0"], ["<b>grpo", "2", "89.0 ± 8.6"]]
+    curve = {"selections": [0, 64], "mean": [50, 90], "low": [49, 85], "high": [51, 95]}
+    data = {
+        "title": "mine",
+        "command": "dro-rl compare mine.yaml",
+        "arms": {"headings": ["arm", "seeds", "EM"], "rows": rows},
+        "differences": {
+            "headings": ["arms", "seeds", "EM"],
+            "rows": [["<b>grpo - dro", "2", "-8.7 [-11.3, -6.2] *"]],
+        },
+        "settings": {"headings": ["setting", "dro"], "rows": []},
+        "notes": ["over seeds", "over questions"],
+        "figures": [{"title": "EM [%]", "curves": [{"arm": r[0], **curve} for r in rows]}],
+        "runs": [
+            {"title": "dro seed 0", "report": "dro/seed-0/report.html", "error": None},
+            {"title": "<b>grpo seed 0", "report": None, "error": "Error: too picky"},
+        ],
+    }
+    return page("comparison", "mine", data, {})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_comparison(open_page, tmp_path, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    (tmp_path / "report.html").write_text(comparison_page())
+    shown = open_page(tmp_path / "report.html", "#runs a", color_scheme=scheme)
+    assert shown.locator("#differences .down").inner_text() == "-8.7 [-11.3, -6.2] *"
+    assert "<b>grpo: from 50 to 90" in shown.get_by_role("img").get_attribute("aria-label")
+    assert shown.locator("#runs a").get_attribute("href") == "dro/seed-0/report.html"
+    assert "too picky" in shown.locator("#runs").inner_text()
+    found = Axe().run(shown)
+    assert found.violations_count == 0, found.generate_report()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -144,12 +181,12 @@ def test_several_runs_side_by_side(open_page, folder):
 def test_it_reads_well_everywhere(open_page, folder, scheme, width):
     from axe_playwright_python.sync_playwright import Axe
 
-    page = open_page(
+    shown = open_page(
         folder / "two.html", color_scheme=scheme, viewport={"width": width, "height": 800}
     )
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
     # axe-core is injected, which the page's own policy forbids scripts to be: not so Playwright's.
-    found = Axe().run(page)
+    found = Axe().run(shown)
     assert found.violations_count == 0, found.generate_report()
 
 
@@ -157,13 +194,13 @@ def test_two_thousand_questions_stay_smooth(open_page, tmp_path):
     run = make_run(tmp_path / "run", [question(i, f"Where was it {i}?") for i in range(2000)])
     write_report([run], tmp_path / "report.html")
     start = time.monotonic()
-    page = open_page(tmp_path / "report.html")
+    shown = open_page(tmp_path / "report.html")
     assert time.monotonic() - start < 15  # seconds, on a busy machine
-    page.get_by_label("Search").fill("it 1234?")
-    expect(page.locator(".questions li")).to_have_count(1)
-    page.get_by_label("Search").fill("")
-    expect(page.locator(".questions li")).to_have_count(2000)
-    milliseconds = page.evaluate(
+    shown.get_by_label("Search").fill("it 1234?")
+    expect(shown.locator(".questions li")).to_have_count(1)
+    shown.get_by_label("Search").fill("")
+    expect(shown.locator(".questions li")).to_have_count(2000)
+    milliseconds = shown.evaluate(
         """() => { const start = performance.now();
         document.querySelectorAll('.questions button')[1500].click();
         document.body.offsetHeight; return performance.now() - start; }"""

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -434,6 +435,22 @@ def test_results_csv_has_a_row_an_arm_seed_and_iteration(write):
     assert [r["selections_drawn"] for r in lines[:3]] == ["0", "32", "64"]
     assert [float(r["train_seconds"]) for r in lines[:3]] == [0, 4, 8]
     assert lines[0]["gold_recall"] == ""
+
+
+def test_the_page_has_the_tables_the_curves_and_the_way_to_each_run(write):
+    comparison = load_comparison(write(seeds=[0, 1]))
+    arm = comparison.arms[1].name
+    report = report_of(comparison, failed={(arm, 1)})
+    html = (comparison.output / "report.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    shown = json.loads(found[1])
+    assert [r[0] for r in shown["arms"]["rows"]] == [a.name for a in comparison.arms]
+    assert shown["differences"]["rows"] and shown["command"] == report.command
+    bound = next(f for f in shown["figures"] if f["title"].startswith("bound"))
+    assert len(bound["curves"]) == len(comparison.arms)
+    states = {r["title"]: (r["report"], r["error"]) for r in shown["runs"]}
+    assert states[f"{arm} seed 0"] == (f"{arm}/seed-0/report.html", None)
+    assert states[f"{arm} seed 1"] == (None, "ArithmeticError: too picky")
 
 
 def test_figures_are_linked_and_equal_for_equal_results(write):
