@@ -54,7 +54,7 @@ def _row(e: EvaluatedExample) -> dict[str, Any]:
         "answers": list(e.example.answers),
         "answer": e.answer,
         "em": exact_match(e.answer, e.example.answers),
-        "f1": f1(e.answer, e.example.answers),
+        "f1": f1(e.answer, e.example.answers, e.example.metric),
         "bound": log_mean_exp(e.log_likelihoods),
         "selected": [{"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in chosen],
     }
