@@ -88,6 +88,7 @@ def read_examples(data: FileData, layout: Layout, path: str, split: str) -> Iter
     else:
         records = read_records(path)
     seen: dict[str, str] = {}
+    empty = True
     for record in records:
         for example in _examples(record, layout):
             if example.id in seen:
@@ -98,8 +99,9 @@ def read_examples(data: FileData, layout: Layout, path: str, split: str) -> Iter
             seen[example.id] = record.place
             ready = _scorable(example, record.place, data.drop_unscorable)
             if ready is not None:
+                empty = False
                 yield ready
-    if not seen:
+    if empty:
         raise UserError(f"{path} holds no questions: give a file with at least one")
 
 
