@@ -37,10 +37,10 @@ class FileData(Section):
         description="go on where a question is in both train and evaluation, whose figures then "
         "measure memory too",
     )
-    drop_unscorable: bool = Field(
-        default=False,
-        description="leave out questions whose answers are articles and punctuation alone, which "
-        "no metric can see, instead of refusing the file",
+    unscorable_answers: Literal["refuse", "keep"] = Field(
+        default="refuse",
+        description="what to do with a question whose answers are articles and punctuation alone, "
+        "which no metric sees: refuse the file, or keep it as publishers' own sets do by default",
     )
 
 
@@ -48,6 +48,7 @@ class HubData(FileData):
     """Data sets that are also read in the hub's layout: `path` is a publishers' file, a folder in
     the hub's layout (CONFIGURATION/SPLIT-*.parquet), or a hub name."""
 
+    unscorable_answers: Literal["refuse", "keep"] = "keep"  # HotpotQA's dev set asks for "!!!"
     configuration: str | None = Field(default=None, description="of the hub's data set or folder")
     train_split: str = "train"
     evaluation_split: str = Field(

@@ -88,7 +88,6 @@ def read_examples(data: FileData, layout: Layout, path: str, split: str) -> Iter
     else:
         records = read_records(path)
     seen: dict[str, str] = {}
-    empty = True
     for record in records:
         for example in _examples(record, layout):
             if example.id in seen:
@@ -97,11 +96,8 @@ def read_examples(data: FileData, layout: Layout, path: str, split: str) -> Iter
                     "give every question an id of its own"
                 )
             seen[example.id] = record.place
-            ready = _scorable(example, record.place, data.drop_unscorable)
-            if ready is not None:
-                empty = False
-                yield ready
-    if empty:
+            yield _with_scorable_answers(example, record.place, data)
+    if not seen:
         raise UserError(f"{path} holds no questions: give a file with at least one")
 
 
@@ -136,15 +132,15 @@ def _examples(record: Record, layout: Layout) -> list[Example]:
     return examples
 
 
-def _scorable(example: Example, place: str, drop: bool) -> Example | None:
-    """The example with the answers that a metric can see, each once."""
+def _with_scorable_answers(example: Example, place: str, data: FileData) -> Example:
+    """The example without the answers that an empty prediction would match, and each once."""
     answers = tuple(dict.fromkeys(a for a in example.answers if normalise_answer(a)))
     if answers:
         return replace(example, answers=answers)
-    if drop:
-        return None
+    if data.unscorable_answers == "keep":
+        return example
     raise UserError(
         f"{place}: the answer of question {example.id!r}, {' | '.join(example.answers)!r}, is "
         "empty once case, punctuation and articles are gone, so no prediction can score: mend it, "
-        "or set data.drop_unscorable: true to leave such questions out"
+        "or set data.unscorable_answers: keep"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dro_rl.data import Split, load_examples, overlaps
-from dro_rl.data_sections import JsonlData, MusiqueData
+from dro_rl.data_sections import JsonlData, MusiqueData, NaturalQuestionsData, WikimultihopData
 from dro_rl.errors import UserError
 from dro_rl.records import Example
 
@@ -104,10 +104,21 @@ def test_a_title_alone_is_a_document(tmp_path):
 @pytest.mark.parametrize("answers", [["a the"], ["...", "The"]])
 def test_an_answer_that_no_metric_can_see_is_named(tmp_path, answers):
     content = lines(question("q1"), question("q2", answers=answers), question("q3"))
-    with pytest.raises(UserError, match=r"line 2: the answer of question 'q2'.*drop_unscorable"):
+    with pytest.raises(
+        UserError, match=r"line 2: the answer of question 'q2'.*unscorable_answers: keep"
+    ):
         load(tmp_path / "a.jsonl", content)
-    split = load(tmp_path / "a.jsonl", content, drop_unscorable=True)
-    assert [e.id for e in [*split.train, *split.evaluation]] == ["q1", "q3"]
+    split = load(tmp_path / "a.jsonl", content, unscorable_answers="keep")
+    assert split.train[1].answers == tuple(answers)
+
+
+def test_publishers_own_sets_keep_the_answers_that_they_have(tmp_path):
+    path = tmp_path / "NQ-open.dev.jsonl"
+    path.write_bytes(
+        b'{"question": "who", "answer": ["!!!"]}\n{"question": "when", "answer": ["1"]}'
+    )
+    data = NaturalQuestionsData(kind="natural_questions", path=str(path), evaluation_questions=1)
+    assert load_examples(data, seed=0).train[0].answers == ("!!!",)
 
 
 def test_an_alias_that_no_metric_can_see_is_left_out(tmp_path):
@@ -115,7 +126,7 @@ def test_an_alias_that_no_metric_can_see_is_left_out(tmp_path):
     assert load(tmp_path / "a.jsonl", lines(*rows)).train[0].answers == ("Ann",)
 
 
-def test_a_file_whose_questions_are_all_left_out_holds_none(tmp_path):
+def test_a_file_of_unanswerable_questions_holds_none(tmp_path):
     path = tmp_path / "a.jsonl"
     row = {"id": "x", "question": "?", "answer": "x", "answerable": False, "paragraphs": []}
     path.write_text(json.dumps(row))
@@ -125,8 +136,6 @@ def test_a_file_whose_questions_are_all_left_out_holds_none(tmp_path):
 
 
 def test_a_broken_alias_file_is_named(tmp_path):
-    from dro_rl.data_sections import WikimultihopData
-
     aliases = tmp_path / "id_aliases.json"
     aliases.write_text('{"Q_id": "Q1"}\n')
     data = WikimultihopData(kind="wikimultihop", path="x.json", aliases_path=str(aliases))
