@@ -95,6 +95,17 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def data(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Show what a recipe trains and evaluates on: counts, lengths, what retrieval finds."""
+    loaded = _load(recipe, overrides)
+    _prepare_process(loaded)
+    from dro_rl.data_report import report_data
+    from dro_rl.tracking.console import Console
+
+    report_data(loaded, Console())
+
+
+@app.command()
 def evaluate(
     run: RunPath,
     overrides: Overrides = None,

@@ -63,7 +63,7 @@ def _row(e: EvaluatedExample, sampled: Rollout) -> dict[str, Any]:
         "answers": list(e.example.answers),
         "answer": e.answer,
         "em": exact_match(e.answer, e.example.answers),
-        "f1": f1(e.answer, e.example.answers),
+        "f1": f1(e.answer, e.example.answers, e.example.metric),
         **{f"recall@{k}": answer_recall(e.example, e.documents, k) for k in (1, 3, 5)},
         "gold_recall": gold_recall(e.example, e.documents),
         "bound": log_mean_exp(e.log_likelihoods),

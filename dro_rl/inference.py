@@ -8,9 +8,8 @@ from typing import Any
 
 from dro_rl import checkpoint
 from dro_rl.cluster import open_cluster
-from dro_rl.data import load_examples
-from dro_rl.data.hotpotqa import read_publishers
-from dro_rl.data.jsonl import read_jsonl
+from dro_rl.data import load_examples, read_file
+from dro_rl.data_sections import HotpotData, JsonlData
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.questions import load_questions, with_candidates
@@ -104,10 +103,12 @@ def policies_of(
 def _questions(recipe: Recipe, data: Path | None, console: Console) -> list[Example]:
     if data is None:
         return load_questions(recipe, console).evaluation
-    readers = {".jsonl": read_jsonl, ".json": read_publishers}
-    if data.suffix not in readers:
+    if data.suffix == ".jsonl":
+        examples = read_file(JsonlData(kind="jsonl", path=str(data)))
+    elif data.suffix == ".json":
+        examples = read_file(HotpotData(kind="hotpotqa", path=str(data)))
+    else:
         raise UserError(f"{data}: give a .jsonl file, or HotpotQA's .json")
-    examples = readers[data.suffix](str(data))
     return with_candidates(recipe, examples, examples)
 
 

@@ -210,6 +210,7 @@ def localise(recipe: Recipe) -> Recipe:
     for section, key in (
         ("data", "path"),
         ("data", "evaluation_path"),
+        ("data", "aliases_path"),
         ("retrieval", "corpus_path"),
     ):
         name = settings[section].get(key)

@@ -7,6 +7,9 @@ E-step and one M-step; a *step* is one optimiser step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Metric = Literal["squad", "hotpotqa"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Example:
     made of when no single document states all of it; empty means the answer itself.
     `candidates` are in prompt order: document i is shown as identifier `[i + 1]`;
     `scores` are the retriever's, one a candidate (higher is better), empty when unknown.
+    `metric` is the rule that its data set scores answers by: SQuAD's, or HotpotQA's for yes and no.
     """
 
     id: str
@@ -34,6 +38,7 @@ class Example:
     candidates: tuple[Document, ...] = ()
     parts: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    metric: Metric = "squad"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,4 +13,4 @@ class F1(Reward):
     needs = ("answer",)
 
     def score(self, outcomes: Sequence[Outcome]) -> list[float]:
-        return [f1(o.answer or "", o.example.answers) for o in outcomes]
+        return [f1(o.answer or "", o.example.answers, o.example.metric) for o in outcomes]

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from dro_rl.data.hotpotqa import load_hotpotqa
-from dro_rl.data.jsonl import load_jsonl
-from dro_rl.data.split import Split
-from dro_rl.data_sections import Data, FactsData, HotpotData
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["Split", "load_examples"]
+from dro_rl.data import (
+    dro,
+    hotpotqa,
+    jsonl,
+    musique,
+    natural_questions,
+    wikimultihop,
+    wizard_of_wikipedia,
+)
+from dro_rl.data.load import Layout, load, read_examples
+from dro_rl.data.split import Split, overlaps
+from dro_rl.data_sections import Data, FactsData, FileData
+from dro_rl.records import Example
+
+__all__ = ["Split", "load_examples", "overlaps", "read_file"]
+
+_LAYOUTS: dict[str, Callable[[Any], Layout]] = {
+    "hotpotqa": hotpotqa.layout,
+    "musique": musique.layout,
+    "wikimultihop": wikimultihop.layout,
+    "natural_questions": natural_questions.layout,
+    "wizard_of_wikipedia": wizard_of_wikipedia.layout,
+    "dro": dro.layout,
+    "jsonl": jsonl.layout,
+}
 
 
 def load_examples(data: Data, seed: int) -> Split:
@@ -17,13 +39,21 @@ def load_examples(data: Data, seed: int) -> Split:
     `seed` decides the built-in world; files are read in their own order.
 
     Raises:
-        UserError: a file is missing or bad, or the settings leave one side without questions.
+        UserError: a file is missing or bad, the settings leave one side without questions, or a
+            question is on both sides.
     """
     if isinstance(data, FactsData):
         return _make_facts(data, seed)
-    if isinstance(data, HotpotData):
-        return load_hotpotqa(data)
-    return load_jsonl(data)
+    return load(data, _LAYOUTS[data.kind](data))
+
+
+def read_file(data: FileData) -> list[Example]:
+    """All questions of the file `path`, whatever the other settings say of train and evaluation.
+
+    Raises:
+        UserError: it is missing or bad.
+    """
+    return list(read_examples(data, _LAYOUTS[data.kind](data), data.path, ""))
 
 
 def _make_facts(data: FactsData, seed: int) -> Split:

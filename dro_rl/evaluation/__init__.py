@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dro_rl.errors import UserError
-from dro_rl.evaluation.answers import exact_match, f1, normalise_answer
+from dro_rl.evaluation.answers import exact_match, f1
 from dro_rl.evaluation.selection import answer_recall, gold_recall
+from dro_rl.normalise import normalise_answer
 from dro_rl.records import Example
 
 __all__ = [
@@ -77,7 +78,7 @@ def summarise(
         "iteration": iteration,
         "questions": len(evaluated),
         "em": _mean(exact_match(one.answer, one.example.answers) for one in evaluated),
-        "f1": _mean(f1(one.answer, one.example.answers) for one in evaluated),
+        "f1": _mean(f1(one.answer, one.example.answers, one.example.metric) for one in evaluated),
         **recalls,
         "gold_recall": _mean(found) if found else None,
         "bound": _mean(bounds),

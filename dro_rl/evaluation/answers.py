@@ -1,29 +1,20 @@
 """Exact match and F1 of answers, as the scripts of SQuAD v1.1 and KILT compute them.
 
 Sources: Rajpurkar et al., EMNLP 2016 (arXiv 1606.05250), evaluate-v1.1.py; Petroni et al., NAACL
-2021 (arXiv 2009.02252), kilt/eval_downstream.py. HotpotQA's script differs in one thing, that F1
-is 0 for a "yes", "no" or "noanswer" beside anything else; it is not followed here.
+2021 (arXiv 2009.02252), kilt/eval_downstream.py. NQ-open's and MuSiQue's give the same. Those of
+HotpotQA (hotpot_evaluate_v1.py) and 2WikiMultihopQA (2wikimultihop_evaluate_v1.1.py) differ in one
+thing, that F1 is 0 for a "yes", "no" or "noanswer" beside anything else: the metric "hotpotqa".
 """
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 
-_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLE = re.compile(r"\b(a|an|the)\b")
+from dro_rl.normalise import normalise_answer
+from dro_rl.records import Metric
 
-
-def normalise_answer(text: str) -> str:
-    """Lower-case; drop ASCII punctuation, then the articles a, an, the; collapse white space.
-
-    Punctuation goes without leaving a space, and before articles do: "A.B. the-end" becomes
-    "ab theend". Other scripts' punctuation and accents stay.
-    """
-    plain = text.lower().translate(_DELETE_PUNCTUATION)
-    return " ".join(_ARTICLE.sub(" ", plain).split())
+_CLOSED = ("yes", "no", "noanswer")
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -31,17 +22,21 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(normalise_answer(prediction) in map(normalise_answer, answers))
 
 
-def f1(prediction: str, answers: Sequence[str]) -> float:
+def f1(prediction: str, answers: Sequence[str], metric: Metric = "squad") -> float:
     """The best F1 over the answers, in [0, 1]; 0 without answers.
 
     F1 is the harmonic mean of precision and recall of the prediction's normalised tokens, each
     counted as often as it occurs. It is 0 where no token is shared, so also where both are empty.
+    `metric` is that of the example.
     """
-    return max((_f1(prediction, answer) for answer in answers), default=0.0)
+    return max((_f1(prediction, answer, metric) for answer in answers), default=0.0)
 
 
-def _f1(prediction: str, answer: str) -> float:
-    predicted, wanted = normalise_answer(prediction).split(), normalise_answer(answer).split()
+def _f1(prediction: str, answer: str, metric: Metric) -> float:
+    plain, reference = normalise_answer(prediction), normalise_answer(answer)
+    if metric == "hotpotqa" and plain != reference and (plain in _CLOSED or reference in _CLOSED):
+        return 0.0
+    predicted, wanted = plain.split(), reference.split()
     shared = (Counter(predicted) & Counter(wanted)).total()
     # 2 P R / (P + R) with P = shared / |predicted| and R = shared / |wanted|
     return 2 * shared / (len(predicted) + len(wanted)) if shared else 0.0

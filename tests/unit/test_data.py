@@ -73,7 +73,7 @@ def test_jsonl_takes_evaluation_from_another_file_and_limits_both(tmp_path):
         ('["a list"]', "object"),
         (json.dumps({k: v for k, v in question("q2").items() if k != "answers"}), "answers: Field"),
         (json.dumps(question("q2", id=7)), "id: Input should be a valid string"),
-        (json.dumps(question("q2", answers="Ann")), "answers: Input should be a valid array"),
+        (json.dumps(question("q2", answers="Ann")), "answers: Input should be a valid list"),
         (json.dumps(question("q2", question="  ")), "question: must not be blank"),
         (json.dumps(question("q2", answers=[])), "answers: List should have at least 1 item"),
         (json.dumps(question("q2", answers=[""])), "answers.0: must not be blank"),
@@ -96,7 +96,7 @@ def test_jsonl_reads_a_byte_order_mark_and_refuses_other_encodings(tmp_path):
     data = jsonl_data(path=str(path), evaluation_questions=1)
     assert load_examples(data, seed=0).train[0].id == "q1"
     path.write_bytes(json.dumps(question("Möbius"), ensure_ascii=False).encode("latin-1"))
-    with pytest.raises(UserError, match="line 1: Invalid JSON"):
+    with pytest.raises(UserError, match="line 1: is not UTF-8 \\(byte 0xf6 at position 10"):
         load_examples(data, seed=0)
 
 

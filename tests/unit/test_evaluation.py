@@ -89,6 +89,45 @@ def test_f1_is_squads(prediction, answers, score):
     assert f1(prediction, answers) == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answers", "squad", "hotpotqa"),
+    [
+        ("yes", ["yes"], 1, 1),
+        ("Yes.", ["yes"], 1, 1),
+        ("yes it is", ["yes"], 2 / 4, 0),  # the reference is closed: nothing but it counts
+        ("no", ["no, never"], 2 / 3, 0),  # and so is the prediction
+        ("no", ["yes"], 0, 0),
+        ("noanswer", ["noanswer given"], 2 / 3, 0),
+        ("yes it is", ["no", "it is yes"], 1, 1),  # 2WikiMultihopQA's best over aliases
+        ("Denver", ["Denver Broncos"], 2 / 3, 2 / 3),
+        ("yes sir", ["yes madam"], 1 / 2, 1 / 2),  # neither is closed
+    ],
+)
+def test_f1_knows_hotpotqas_rule_for_yes_and_no(prediction, answers, squad, hotpotqa):
+    """By hand after f1_score of hotpot_evaluate_v1.py and of SQuAD's evaluate-v1.1.py."""
+    assert f1(prediction, answers) == pytest.approx(squad)
+    assert f1(prediction, answers, "hotpotqa") == pytest.approx(hotpotqa)
+
+
+def test_musique_scores_the_best_of_answer_and_aliases():
+    """By hand: 2 of 3 predicted tokens are 2 of the alias's 4, so P = 2/3, R = 1/2."""
+    answers = ("Oslo", "city of Christiania Norway")
+    assert f1("Christiania, Norway today", answers) == pytest.approx(4 / 7)
+    assert exact_match("The City of Christiania, Norway", answers) == 1
+
+
+def test_nq_open_takes_any_of_several_answers():
+    answers = ("14 December 1972 UTC", "December 1972")
+    assert exact_match("december, 1972", answers) == 1
+    assert exact_match("1972", answers) == 0
+
+
+def test_wizard_of_wikipedia_has_kilts_f1():
+    """By hand: "blue", "is", "colour" are shared, of 4 predicted ("a" and "the" go) and 5."""
+    score = f1("Blue is a nice colour", ["The colour of the sky is blue."])
+    assert score == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
+
+
 # --- selections ---------------------------------------------------------------------------------
 
 
@@ -157,6 +196,11 @@ def test_summary_averages_over_questions():
     assert (summary["iteration"], summary["questions"], summary["seconds"]) == (3, 2, 1.5)
     assert summary["em"] == 0.5
     assert summary["f1"] == pytest.approx((1 + 2 / 3) / 2)
+    closed = [
+        evaluated(example=example(answers=("yes",), metric=metric), answer="yes, in Lyon")
+        for metric in ("squad", "hotpotqa")
+    ]
+    assert summarise(closed, iteration=3, seconds=1)["f1"] == pytest.approx((2 / 4 + 0) / 2)
     assert (summary["recall@1"], summary["recall@3"], summary["recall@5"]) == (0, 0.5, 0.5)
     assert summary["gold_recall"] == 0.25
     assert summary["malformed"] == 0.5

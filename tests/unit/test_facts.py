@@ -245,13 +245,17 @@ def digest(things):
     return hashlib.sha256(repr(things).encode()).hexdigest()[:16]
 
 
+def said(examples):
+    return [(e.id, e.question, e.answers, e.candidates, e.parts) for e in examples]
+
+
 def test_one_word_values_leave_examples_and_lessons_as_the_built_in_models_saw_them(tokenizer):
     from dro_rl.data.facts.lessons import Lessons
 
     plain = make_examples(50, seed=0)
     crowded = make_examples(50, seed=3, documents=20, echoes=0.5, split="evaluation")
-    assert digest(plain) == "6d8a2f330ffdd25c"
-    assert digest(crowded) == "e90cc8c6175070d4"
+    assert digest(said(plain)) == "b8137c64f7e91494"
+    assert digest(said(crowded)) == "434c5267957c8645"
     lessons = Lessons(tokenizer, seed=0)
     makers = (lessons.repeat, lambda: lessons.look_up(4), lambda: lessons.select(8))
     rows = [make() for _ in range(10) for make in (*makers, lambda: lessons.answer(5))]

@@ -104,7 +104,7 @@ def test_an_option_of_another_kind_is_an_error(write):
     ("override", "told"),
     [
         ("retrieval.kind=bm26", "retrieval.kind: must be one of 'given', 'bm25'"),
-        ("data={path: x.jsonl}", "data.kind: must be one of 'facts', 'hotpotqa', 'jsonl'"),
+        ("data={path: x.jsonl}", "data.kind: must be one of 'facts', 'hotpotqa', 'musique'"),
         ("selector={}", "selector.model: is required"),
         ("data=train.jsonl", "data"),
         ("training.iterations=many", "training.iterations: Input should be a valid integer"),
