@@ -14,7 +14,13 @@ from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
 from dro_rl.records import Rollout, ScoredRollout
 from dro_rl.reward import load_reward
-from dro_rl.reward.scoring import Documents, answer_tokens, document_lists, score_group
+from dro_rl.reward.scoring import (
+    Documents,
+    answer_tokens,
+    document_lists,
+    outcomes_of,
+    score_groups,
+)
 
 
 class RewardService:
@@ -52,12 +58,18 @@ class RewardService:
         """
         needed = "likelihood" in self.reward.needs
         tables = self._likelihoods(rollouts) if needed else [None] * len(rollouts)
-        scored = []
-        for i, (rollout, table) in enumerate(zip(rollouts, tables, strict=True)):
-            length = answer_tokens(self.writer, rollout.example) if needed else 0
-            given = answers[i] if answers else None
-            scored.append(score_group(self.reward, rollout, table, length, given))
-        return scored
+        groups = [
+            outcomes_of(
+                rollout,
+                table,
+                answer_tokens(self.writer, rollout.example) if needed else 0,
+                given,
+            )
+            for rollout, table, given in zip(
+                rollouts, tables, answers or [None] * len(rollouts), strict=True
+            )
+        ]
+        return score_groups(self.reward, groups, rollouts)
 
     def log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
         """log p_g(y|x,d_zi) [nats] of every selection, whatever the reward: for the bound."""
