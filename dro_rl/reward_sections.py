@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+import yaml
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
+from dro_rl.errors import UserError
 from dro_rl.sections import Section
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,6 +85,23 @@ def _one(value: Any) -> Any:
             "SETTING: ...}; or a list of {use: FILE, weight: ...}"
         )
     return value
+
+
+def read_reward(text: str) -> RewardSection | list[WeightedReward]:
+    """The same from a command line, as YAML.
+
+    Raises:
+        UserError: it is not what a recipe's `reward` may say.
+    """
+    try:
+        return TypeAdapter(RewardChoice).validate_python(written_out(yaml.safe_load(text)))
+    except yaml.YAMLError as error:
+        raise UserError(f"reward {text!r}: is not YAML") from error
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"reward {text!r}: {told}") from error
+    except ValueError as error:
+        raise UserError(f"reward {text!r}: {error}") from error
 
 
 def in_words(reward: RewardSection | Sequence[WeightedReward]) -> str:

@@ -95,12 +95,11 @@ class Teams:
             parts = self._parts([n.of(rollouts) for n in new])
             given = [[answers[n.rollout][i] for i in n.selections] for n in new] if answers else []
             answer_parts = self._parts(given) if answers else [None] * len(parts)
-            advance(len(rollouts) - len(new))
             calls = list(zip(parts, answer_parts, strict=True))
             scored: list[ScoredRollout] = self._map(self.reward, "score", calls, advance)
             return [[(v, s.answer_tokens) for v in s.log_rewards] for s in scored]
 
-        rows = self.known_scores.look_up(rollouts, ask)
+        rows = self.known_scores.look_up(rollouts, ask, advance)
         return [
             ScoredRollout(rollout, tuple(v for v, _ in row), row[0][1])
             for rollout, row in zip(rollouts, rows, strict=True)
@@ -112,11 +111,10 @@ class Teams:
         """log p_g(y|x,d_zi) [nats] of every selection."""
 
         def ask(new: list[New]) -> list[tuple[float, ...]]:
-            advance(len(rollouts) - len(new))
             calls = [(part,) for part in self._parts([n.of(rollouts) for n in new])]
             return self._map(self.reward, "log_likelihoods", calls, advance)
 
-        return [tuple(row) for row in self.known_likelihoods.look_up(rollouts, ask)]
+        return [tuple(row) for row in self.known_likelihoods.look_up(rollouts, ask, advance)]
 
     def selector_logps(self, rollouts: Sequence[Rollout], advance: Advance) -> list[list[float]]:
         """log p_s(z_i|x) [nats] of every selection under the selector learner's weights."""
@@ -141,11 +139,10 @@ class Teams:
             examples = [r.example for r in groups for _ in r.selections]
             chosen = [s.documents for r in groups for s in r.selections]
             texts = iter(self.answer(examples, chosen, lambda done: None))
+            advance(len(new))
             return [[next(texts) for _ in r.selections] for r in groups]
 
-        answers = self.known_answers.look_up(rollouts, ask)
-        advance(len(rollouts))
-        return answers
+        return self.known_answers.look_up(rollouts, ask, advance)
 
     def statistics(self, policy: PolicyName) -> Usage:
         """What a policy's engines did since this was last asked [tokens]."""

@@ -45,15 +45,21 @@ class Cache(Generic[T]):
         self._values.clear()
 
     def look_up(
-        self, rollouts: Sequence[Rollout], ask: Callable[[list[New]], Sequence[Sequence[T]]]
+        self,
+        rollouts: Sequence[Rollout],
+        ask: Callable[[list[New]], Sequence[Sequence[T]]],
+        advance: Callable[[int], None],
     ) -> list[list[T]]:
         """The value of every selection of every rollout.
 
-        `ask` gives the values of those that are new, in order; equal ones are asked once.
+        Args:
+            ask: gives the values of those that are new, in order; equal ones are asked once.
+            advance: is told how many rollouts have none that is new.
         """
         keys = [[_key(r.example, s.documents) for s in r.selections] for r in rollouts]
         found = {k: self._values[k] for row in keys for k in row if k in self._values}
         new = _new(keys, found)
+        advance(len(rollouts) - len(new))
         for one, values in zip(new, ask(new) if new else (), strict=True):
             row = keys[one.rollout]
             found.update(zip((row[i] for i in one.selections), values, strict=True))

@@ -12,7 +12,7 @@ from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
-from dro_rl.records import Rollout, ScoredRollout
+from dro_rl.records import Outcome, Rollout, ScoredRollout
 from dro_rl.reward import load_reward
 from dro_rl.reward.scoring import (
     Documents,
@@ -56,9 +56,15 @@ class RewardService:
         Raises:
             UserError: the reward returned something that is not a usable number; names the example.
         """
+        return score_groups(self.reward, self.outcomes(rollouts, answers), rollouts)
+
+    def outcomes(
+        self, rollouts: Sequence[Rollout], answers: Sequence[Sequence[str]] | None = None
+    ) -> list[dict[Documents, Outcome]]:
+        """What the reward is given of each group, by document list; see `score`."""
         needed = "likelihood" in self.reward.needs
         tables = self._likelihoods(rollouts) if needed else [None] * len(rollouts)
-        groups = [
+        return [
             outcomes_of(
                 rollout,
                 table,
@@ -69,7 +75,6 @@ class RewardService:
                 rollouts, tables, answers or [None] * len(rollouts), strict=True
             )
         ]
-        return score_groups(self.reward, groups, rollouts)
 
     def log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
         """log p_g(y|x,d_zi) [nats] of every selection, whatever the reward: for the bound."""

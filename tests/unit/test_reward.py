@@ -244,7 +244,8 @@ def folder(tmp_path_factory):
 
 
 def make_service(folder, reward="rewards/answer_likelihood.py", **sections) -> RewardService:
-    recipe = make_recipe(folder, **sections).model_copy(update={"reward": RewardSection(use=reward)})
+    section = RewardSection(use=reward)
+    recipe = make_recipe(folder, **sections).model_copy(update={"reward": section})
     return RewardService(recipe, recipe.generator.model)
 
 
