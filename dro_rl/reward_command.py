@@ -92,8 +92,8 @@ def _show(
         table.add_row(
             escape(f"{write_selection(documents) or '(none)'}  {gold}"),
             str(drawn[documents]),
-            "" if likelihood is None else f"{likelihood:.3f}",
-            "" if outcome.answer is None else escape(outcome.answer),
+            "-" if likelihood is None else f"{likelihood:.3f}",
+            "-" if outcome.answer is None else escape(outcome.answer),
             f"{scores[documents]:.4f}",
         )
     RichConsole(file=console.rich.file, width=max(console.rich.width, 100)).print(table)
