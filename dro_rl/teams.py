@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dro_rl.cluster import Cluster, Team
 from dro_rl.errors import UserError
@@ -20,6 +21,7 @@ from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
+_KNOWN = ("known_answers", "known_scores", "known_likelihoods")
 _CALL = 64
 """Questions a call, at least, of the reward service and the learners."""
 
@@ -188,6 +190,16 @@ class Teams:
         self.known_likelihoods.clear()
         if self.needs:
             self.known_scores.clear()
+
+    def known(self) -> dict[str, Any]:
+        """What is remembered, as plain values, for a checkpoint: a resumed run that found it out
+        again would do so to the last bit but one."""
+        return {name: getattr(self, name).state() for name in _KNOWN}
+
+    def restore_known(self, known: Mapping[str, Any]) -> None:
+        """See `known`."""
+        for name, state in known.items():
+            getattr(self, name).restore(state)
 
     def check(self, policy: PolicyName, probe: Example) -> float:
         """The probe's gap [nats] of the policy's users from its learner; see `synchronise`."""

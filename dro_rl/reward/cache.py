@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -43,6 +43,13 @@ class Cache(Generic[T]):
 
     def clear(self) -> None:
         self._values.clear()
+
+    def state(self) -> dict[str, T]:
+        """What `restore` takes, in another process too; the last used at the end."""
+        return {key.hex(): value for key, value in self._values.items()}
+
+    def restore(self, state: Mapping[str, T]) -> None:
+        self._values = OrderedDict((bytes.fromhex(k), v) for k, v in state.items())
 
     def look_up(
         self,
