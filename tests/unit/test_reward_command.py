@@ -66,7 +66,7 @@ def test_it_shows_selections_answers_and_scores(run):
         reference = part.split(")")[0]
         for row in rows(part):
             marks = next(i for i, word in enumerate(row) if set(word) <= {"*", "-"})
-            said = " ".join(row[marks + 2 : -1])  # after how often it was drawn
+            said = " ".join(row[marks + 3 : -1])  # after how often it was drawn, and log p
             assert float(row[-1]) == float(said == reference), row
     assert {row[-1] for row in rows(out)} == {"0.0000", "1.0000"}
 
@@ -77,7 +77,7 @@ def test_selections_are_those_of_the_recipe_whatever_the_reward(run):
     names = [sorted(row[:4] for row in rows(out)) for out in (likely, gold)]
     assert names[0] == names[1] and len(names[0]) <= 8
     for row in rows(likely):
-        assert float(row[-1]) == pytest.approx(float(row[-2]), abs=1e-3)  # log p(y) itself
+        assert float(row[-1]) == pytest.approx(float(row[-3]), abs=1e-3)  # log p(y) itself
 
 
 def test_a_reward_may_be_written_as_in_a_recipe(run):
