@@ -6,10 +6,12 @@ from the recipe, the iteration's number and the evaluations.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dro_rl.cluster import Team
 from dro_rl.errors import UserError
@@ -17,6 +19,7 @@ from dro_rl.recipe import POLICIES, PolicyName
 from dro_rl.tracking.run_directory import RunDirectory
 
 _STATES_KEPT = 2  # optimiser states are several times the weights, and only the last is resumed
+_KNOWN = "known.json"  # what an unchanged generator made of selections
 
 
 def folder_of(run: RunDirectory, iteration: int) -> Path:
@@ -24,15 +27,23 @@ def folder_of(run: RunDirectory, iteration: int) -> Path:
     return run.path / "checkpoints" / f"iteration-{iteration:04d}"
 
 
-def write(run: RunDirectory, iteration: int, learners: Mapping[PolicyName, Team]) -> None:
+def write(
+    run: RunDirectory,
+    iteration: int,
+    learners: Mapping[PolicyName, Team],
+    known: Mapping[str, Any],
+) -> None:
     """Write an iteration's checkpoint to a folder aside, which counts once it is published.
 
+    Args:
+        known: what `Teams.known` gave.
     Raises:
         UserError: the learners wrote to another file system than this process reads.
     """
     partial = _partial(run, iteration)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    (partial / _KNOWN).write_text(json.dumps(known), encoding="utf-8")
     for wait in [t.submit("save", partial / name) for name, t in learners.items()]:
         wait()
     for policy in learners:
@@ -46,9 +57,16 @@ def write(run: RunDirectory, iteration: int, learners: Mapping[PolicyName, Team]
 def publish(run: RunDirectory, iteration: int) -> None:
     """Make what was written the run's last checkpoint."""
     os.replace(_partial(run, iteration), folder_of(run, iteration))
-    for policy in POLICIES:
-        if iteration > _STATES_KEPT:
-            _state(folder_of(run, iteration - _STATES_KEPT), policy).unlink(missing_ok=True)
+    if iteration > _STATES_KEPT:
+        old = folder_of(run, iteration - _STATES_KEPT)
+        for path in (old / _KNOWN, *(_state(old, policy) for policy in POLICIES)):
+            path.unlink(missing_ok=True)
+
+
+def known(run: RunDirectory, iteration: int) -> dict[str, Any]:
+    """What `write` was given."""
+    path = folder_of(run, iteration) / _KNOWN
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def latest(run: RunDirectory) -> int:

@@ -6,9 +6,10 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dro_rl.errors import UserError
 from dro_rl.libraries import quiet_libraries
@@ -89,6 +90,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     print(yaml.safe_dump(loaded.resolved(), sort_keys=False, allow_unicode=True))
     print("\n".join(in_words(loaded)))
+    print(_about_reward(loaded))
     print("\nMemory a process, activations not counted [GiB]:")
     for process, gib, what in memory(loaded):
         print(f"  {process:<22} {gib:>8}  {what}")
@@ -246,6 +248,65 @@ def report(
     typer.echo(f"written: {path}")
 
 
+# --- rewards ------------------------------------------------------------------------------------
+
+
+class _RunUnlessNamed(TyperGroup):
+    """`reward FILE ...` is `reward run FILE ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+rewards = typer.Typer(cls=_RunUnlessNamed, no_args_is_help=True)
+app.add_typer(
+    rewards,
+    name="reward",
+    help="Run a reward on a few questions (reward FILE --recipe R), or serve it over HTTP.",
+)
+RewardName = Annotated[
+    str,
+    typer.Argument(
+        help="What a recipe's `reward` may say: a file, module:Class, an address, "
+        '"{use: FILE, SETTING: ...}", or a list of these.',
+        metavar="REWARD",
+    ),
+]
+
+
+@rewards.command("run")
+def run_reward(
+    reward: RewardName,
+    recipe: Annotated[str, typer.Option(help="Where questions and policies come from.")],
+    overrides: Overrides = None,
+    questions: Annotated[int, typer.Option(min=1, help="Training questions to show.")] = 4,
+) -> None:
+    """Run a reward on a few questions in the foreground; show selections, answers and scores."""
+    here = ("cluster.mode=local", "rollout.engine=transformers")  # no engine to start
+    loaded = _load(recipe, [*(overrides or []), f"reward={reward}", *here])
+    _prepare_process(loaded)
+    from dro_rl.reward_command import run_reward as run
+    from dro_rl.tracking.console import Console
+
+    run(loaded, questions, Console())
+
+
+@rewards.command("serve")
+def serve_reward(
+    reward: RewardName,
+    host: Annotated[str, typer.Option(help="0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8100,
+) -> None:
+    """Serve a reward over HTTP, for `reward: http://HOST:PORT/score`; DRO_RL_TOKEN guards it."""
+    from dro_rl.reward import load_reward
+    from dro_rl.reward.server import serve
+    from dro_rl.reward_sections import read_reward
+
+    serve(load_reward(read_reward(reward)), host, port, lambda text: print(text, flush=True))
+
+
 # --- helpers --------------------------------------------------------------------------------------
 
 
@@ -264,6 +325,17 @@ def _with_environment(overrides: list[str] | None) -> list[str]:
         return [*shlex.split(text), *(overrides or [])]
     except ValueError as error:
         raise UserError(f"DRO_RL_OVERRIDES={text}: {error}") from error
+
+
+def _about_reward(recipe: Recipe) -> str:
+    from dro_rl.reward import load_reward
+
+    terms = recipe.reward if isinstance(recipe.reward, list) else [recipe.reward]
+    if any(term.is_url for term in terms):
+        return "The reward's server is asked for scale and needs when a run starts."
+    reward = load_reward(recipe.reward)
+    needs = " and ".join(reward.needs) or "neither likelihood nor answer"
+    return f"The reward's scale is {reward.scale}; it needs {needs}."
 
 
 _MAY_CHANGE = ("training.iterations", "training.early_stop", "cluster.", "rollout.workers")

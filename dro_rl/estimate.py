@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.recipe import PolicySection, Recipe
+from dro_rl.reward_sections import in_words as reward_in_words
 
 _GIB = 2**30
 _OPTIMISER_BYTES = 16  # float32 weight, gradient and AdamW's two moments
@@ -25,7 +26,7 @@ def in_words(recipe: Recipe) -> list[str]:
         + ("all training questions" if questions == "all" else f"{questions} questions")
         + f", draws {algorithm.samples} selections of up to {recipe.selector.documents} of "
         f"{recipe.retrieval.candidates} documents for each, and weighs them with "
-        f"{algorithm.kind} by {recipe.reward}.",
+        f"{algorithm.kind} by {reward_in_words(recipe.reward)}.",
         f"The M-step passes over them {_times(training.epochs)}; an optimiser step takes "
         f"{training.batch_size} questions ({training.batch_size * algorithm.samples} selections), "
         f"equal ones computed once, as many questions in a forward pass as make up "

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
 from dro_rl.retrieval_sections import Bm25Retrieval, Retrieval
+from dro_rl.reward_sections import RewardChoice, RewardSection, written_out
 from dro_rl.sections import POLICIES, PolicyName, Rate, Section
 
 # --- policies -----------------------------------------------------------------------------------
@@ -236,9 +237,7 @@ class Recipe(Section):
     selector: SelectorSection
     generator: GeneratorSection
     rollout: RolloutSection = RolloutSection()
-    reward: str = Field(
-        default="rewards/answer_likelihood.py", description="a file, or module:Class"
-    )
+    reward: RewardChoice = RewardSection(use="rewards/answer_likelihood.py")
     algorithm: Algorithm = DroAlgorithm()
     warmup: WarmupSection = WarmupSection()
     training: TrainingSection = TrainingSection()
@@ -252,6 +251,11 @@ class Recipe(Section):
         if isinstance(settings, str):
             raise ValueError(f"write algorithm.kind={settings}, or algorithm={{kind: {settings}}}")
         return {"kind": "dro", **settings} if isinstance(settings, dict) else settings
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _names_alone_will_do(cls, reward: Any) -> Any:
+        return written_out(reward)
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -77,23 +77,29 @@ def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 _OF_EVERY_KIND = {"algorithm": ("samples", "train")}
 _UNLESS_SAID_OTHERWISE = {"algorithm": "dro"}
+_SHORT = {"reward": "use"}  # the key that a section means which is text alone
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins, section by section; a section of another kind replaces the base's, but for what
-    means the same in every kind."""
+    """`over` wins, section by section; a section of another kind, or a reward of another name,
+    replaces the base's, but for what means the same in every kind."""
     merged = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
+        old = _written_out(key, merged.get(key))
         if isinstance(old, dict) and isinstance(value, Mapping):
-            kind = value.get("kind")
-            old_kind = old.get("kind", _UNLESS_SAID_OTHERWISE.get(key, kind))
-            other_kind = "kind" in value and kind != old_kind
+            tag = _SHORT.get(key, "kind")
+            kind = value.get(tag)
+            old_kind = old.get(tag, _UNLESS_SAID_OTHERWISE.get(key, kind))
+            other_kind = tag in value and kind != old_kind
             kept = {k: old[k] for k in _OF_EVERY_KIND.get(key, ()) if other_kind and k in old}
             merged[key] = {**kept, **value} if other_kind else merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _written_out(key: str, value: Any) -> Any:
+    return {_SHORT[key]: value} if key in _SHORT and isinstance(value, str) else value
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
@@ -112,7 +118,8 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     section = settings
     for name in path:
-        if section.get(name) is None:
+        section[name] = _written_out(name, section.get(name))
+        if section[name] is None:
             section[name] = {}
         section = section[name]
         if not isinstance(section, dict):
@@ -193,7 +200,7 @@ def _models_at(model: type[BaseModel], keys: Sequence[str]) -> Iterable[type[Bas
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
         return [m for part in typing.get_args(annotation) for m in _models_in(part)]
     return []
 
@@ -220,8 +227,11 @@ def localise(recipe: Recipe) -> Recipe:
         folder = Path(settings[policy]["model"]).expanduser()
         if folder.is_dir():
             settings[policy]["model"] = str(folder.absolute())
-    if recipe.reward.endswith(".py"):
-        settings["reward"] = str(find_file(recipe.reward, "rewards").absolute())
+    rewards = recipe.reward if isinstance(recipe.reward, list) else [recipe.reward]
+    own = settings["reward"]
+    for reward, written in zip(rewards, own if isinstance(own, list) else [own], strict=True):
+        if reward.is_file:
+            written["use"] = str(find_file(reward.use, "rewards").absolute())
     run_dir = Path(recipe.tracking.run_dir).expanduser()
     settings["tracking"]["run_dir"] = str(run_dir.absolute())
     return Recipe.model_validate(settings)

@@ -29,18 +29,26 @@ def check_url(url: str, setting: str) -> str:
     return url
 
 
-def post_json(url: str, body: Any, *, setting: str, timeout: float = 60, attempts: int = 4) -> Any:
+def post_json(
+    url: str,
+    body: Any,
+    *,
+    setting: str,
+    timeout: float = 60,
+    attempts: int = 4,
+    token_variable: str = "DRO_RL_TOKEN",
+) -> Any:
     """The reply to a JSON request, decoded.
 
     A server that cannot be reached, takes longer than `timeout` [s] or answers that it is busy or
-    broken is asked again, up to `attempts` times in all, after 0.5, 1, 2, ... s. `DRO_RL_TOKEN`
-    in the environment is sent as bearer token.
+    broken is asked again, up to `attempts` times in all, after 0.5, 1, 2, ... s. What the
+    environment has under `token_variable` is sent as bearer token.
 
     Raises:
         UserError: no usable reply came; names the setting, the URL and the last failure.
     """
     check_url(url, setting)
-    token = os.environ.get("DRO_RL_TOKEN")
+    token = os.environ.get(token_variable)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     failure = ""
     for attempt in range(attempts):

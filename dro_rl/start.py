@@ -12,6 +12,7 @@ from dro_rl.errors import UserError
 from dro_rl.questions import check_prompts, iteration_size, load_questions
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.reward import Reward, load_reward
+from dro_rl.reward_sections import in_words
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
@@ -41,7 +42,7 @@ def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> St
     if per_token and "likelihood" not in reward.needs:
         raise UserError(
             f"algorithm.tau: per_token divides a log-likelihood by the answer's length, and "
-            f"{recipe.reward} is made of none: give a number"
+            f"{in_words(recipe.reward)} is made of none: give a number"
         )
     if reward.scale == "log" and getattr(recipe.algorithm, "maximise", None) == "reward":
         console.say(
@@ -70,13 +71,15 @@ def steps_per_iteration(recipe: Recipe, available: int) -> int:
 def scores_while_learning(recipe: Recipe, reward: Reward) -> bool:
     """Whether one forward pass of the generator gives the rewards and its gradient.
 
-    Rewards must be the generator's likelihoods, one question's coefficients must not need another's
-    rewards, and every rollout must be trained on once, under the policy that sampled it.
+    Rewards must follow from the generator's likelihoods here, one question's coefficients must not
+    need another's rewards, and every rollout must be trained on once, under the policy that sampled
+    it.
     """
     lora = recipe.generator.lora
     return (
         recipe.training.weights == "fresh"
         and tuple(reward.needs) == ("likelihood",)
+        and not reward.remote
         and "generator" in recipe.algorithm.train
         and recipe.algorithm.kind in ("dro", "maxrl", "grpo", "rloo")
         and recipe.training.epochs == 1

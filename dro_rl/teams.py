@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from dro_rl.cluster import Cluster, Team
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
+from dro_rl.reward import Need, load_reward
+from dro_rl.reward.cache import Cache, New
 from dro_rl.reward.service import RewardService
+from dro_rl.reward_sections import in_words
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
+_KNOWN = ("known_answers", "known_scores", "known_likelihoods")
 _CALL = 64
 """Questions a call, at least, of the reward service and the learners."""
 
 
 @dataclass
 class Teams:
-    """Engines for both policies, the reward service, and a learner for each policy that learns."""
+    """Engines for both policies, the reward service, and a learner for each policy that learns.
+
+    What the generator's weights make of a selection is remembered until they change.
+    """
 
     recipe: Recipe
     engines: dict[PolicyName, Team]
     reward: Team
     learners: dict[PolicyName, Team]
+    needs: tuple[Need, ...]  # of the reward
+    known_answers: Cache[str] = field(default_factory=Cache)
+    known_scores: Cache[tuple[float, int]] = field(default_factory=Cache)
+    known_likelihoods: Cache[float] = field(default_factory=Cache)
 
     # --- the E-step and evaluation --------------------------------------------------------------
 
@@ -80,16 +92,31 @@ class Teams:
 
         `answers` are the generator's to each selection, where the reward needs them.
         """
-        parts = self._parts(rollouts)
-        answer_parts = self._parts(answers) if answers else [None] * len(parts)
-        return self._map(self.reward, "score", list(zip(parts, answer_parts, strict=True)), advance)
+
+        def ask(new: list[New]) -> list[list[tuple[float, int]]]:
+            parts = self._parts([n.of(rollouts) for n in new])
+            given = [[answers[n.rollout][i] for i in n.selections] for n in new] if answers else []
+            answer_parts = self._parts(given) if answers else [None] * len(parts)
+            calls = list(zip(parts, answer_parts, strict=True))
+            scored: list[ScoredRollout] = self._map(self.reward, "score", calls, advance)
+            return [[(v, s.answer_tokens) for v in s.log_rewards] for s in scored]
+
+        rows = self.known_scores.look_up(rollouts, ask, advance)
+        return [
+            ScoredRollout(rollout, tuple(v for v, _ in row), row[0][1])
+            for rollout, row in zip(rollouts, rows, strict=True)
+        ]
 
     def log_likelihoods(
         self, rollouts: Sequence[Rollout], advance: Advance
     ) -> list[tuple[float, ...]]:
         """log p_g(y|x,d_zi) [nats] of every selection."""
-        calls = [(part,) for part in self._parts(rollouts)]
-        return self._map(self.reward, "log_likelihoods", calls, advance)
+
+        def ask(new: list[New]) -> list[tuple[float, ...]]:
+            calls = [(part,) for part in self._parts([n.of(rollouts) for n in new])]
+            return self._map(self.reward, "log_likelihoods", calls, advance)
+
+        return [tuple(row) for row in self.known_likelihoods.look_up(rollouts, ask, advance)]
 
     def selector_logps(self, rollouts: Sequence[Rollout], advance: Advance) -> list[list[float]]:
         """log p_s(z_i|x) [nats] of every selection under the selector learner's weights."""
@@ -108,16 +135,16 @@ class Teams:
 
         `advance` counts rollouts.
         """
-        asked = [
-            (i, documents)
-            for i, r in enumerate(rollouts)
-            for documents in dict.fromkeys(s.documents for s in r.selections)
-        ]
-        examples = [rollouts[i].example for i, _ in asked]
-        texts = self.answer(examples, [d for _, d in asked], lambda done: None)
-        found = dict(zip(asked, texts, strict=True))
-        advance(len(rollouts))
-        return [[found[i, s.documents] for s in r.selections] for i, r in enumerate(rollouts)]
+
+        def ask(new: list[New]) -> list[list[str]]:
+            groups = [n.of(rollouts) for n in new]
+            examples = [r.example for r in groups for _ in r.selections]
+            chosen = [s.documents for r in groups for s in r.selections]
+            texts = iter(self.answer(examples, chosen, lambda done: None))
+            advance(len(new))
+            return [[next(texts) for _ in r.selections] for r in groups]
+
+        return self.known_answers.look_up(rollouts, ask, advance)
 
     def statistics(self, policy: PolicyName) -> Usage:
         """What a policy's engines did since this was last asked [tokens]."""
@@ -152,8 +179,27 @@ class Teams:
             users = [self.engines[policy]] + ([self.reward] if policy == "generator" else [])
             for wait in [team.submit("load_weights", weights, version) for team in users]:
                 wait()
+            if policy == "generator":
+                self._forget()
             gaps[policy] = self.check(policy, probe)
         return gaps
+
+    def _forget(self) -> None:
+        """What follows from the generator's old weights."""
+        self.known_answers.clear()
+        self.known_likelihoods.clear()
+        if self.needs:
+            self.known_scores.clear()
+
+    def known(self) -> dict[str, Any]:
+        """What is remembered, as plain values, for a checkpoint: a resumed run that found it out
+        again would do so to the last bit but one."""
+        return {name: getattr(self, name).state() for name in _KNOWN}
+
+    def restore_known(self, known: Mapping[str, Any]) -> None:
+        """See `known`."""
+        for name, state in known.items():
+            getattr(self, name).restore(state)
 
     def check(self, policy: PolicyName, probe: Example) -> float:
         """The probe's gap [nats] of the policy's users from its learner; see `synchronise`."""
@@ -208,7 +254,7 @@ def start_teams(
         for p, n in copies.items()
     }
     reward = cluster.start(
-        "reward service",
+        f"reward service ({in_words(recipe.reward)})",  # so that one that hangs is named
         RewardService,
         recipe.cluster.reward_workers,
         recipe,
@@ -239,7 +285,7 @@ def start_teams(
         for about in team.ready():
             console.say(f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in about.items()))
     console.say(f"ready in {time.monotonic() - start:.1f} s")
-    return Teams(recipe, engines, reward, learners)
+    return Teams(recipe, engines, reward, learners, tuple(load_reward(recipe.reward).needs))
 
 
 def process_count(recipe: Recipe, *, learners: bool) -> int:

@@ -81,6 +81,7 @@ class Trainer:
             self._evaluate(0)
         else:  # engines count from version 0, whatever they started with
             self.teams.synchronise(done, probe)
+            self.teams.restore_known(checkpoint.known(self.run, done))
             self.running_mean = self.run.metrics_of(done).get("reward/running_mean")
             if self.recipe.rollout.overlap:
                 self.console.say(
@@ -315,7 +316,7 @@ class Trainer:
         leaves without one is dropped on resuming, one lost behind a checkpoint would stay lost.
         """
         with self.timeline.stage("checkpoint"):
-            checkpoint.write(self.run, iteration, self.teams.learners)
+            checkpoint.write(self.run, iteration, self.teams.learners, self.teams.known())
         self.run.append_metrics(
             {
                 "iteration": iteration,

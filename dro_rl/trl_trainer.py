@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
+from dro_rl import checkpoint
 from dro_rl.algorithm_sections import TrlGrpoAlgorithm
 from dro_rl.algorithms import Group
 from dro_rl.learner import Learner
@@ -70,6 +71,7 @@ class TrlRun(Trainer):
             self._evaluate(0)
         else:
             self.teams.synchronise(done, probe)
+            self.teams.restore_known(checkpoint.known(self.run, done))
         if not self._no_longer_helps():
             trainer.train()
         self.report.write()

@@ -1,4 +1,7 @@
-"""DRO's reward (arXiv 2505.03075): the generator's likelihood of the reference answer."""
+"""DRO's reward: the generator's likelihood of the reference answer.
+
+Range: (-inf, 0] nats. Scale: log. Source: Shi et al., arXiv 2505.03075, eq. 8.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""1 where the generator's greedy answer is right, else 0."""
+"""1 where the generator's greedy answer is right, else 0.
+
+Range: {0, 1}. Scale: linear. Source: SQuAD, Rajpurkar et al., arXiv 1606.05250.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +11,7 @@ from dro_rl.reward import Reward
 
 
 class ExactMatch(Reward):
-    """Exact match of the normalised answer with any reference answer, in {0, 1}."""
+    """Exact match of the normalised answer with any reference answer."""
 
     needs = ("answer",)
 

@@ -22,21 +22,25 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(normalise_answer(prediction) in map(normalise_answer, answers))
 
 
-def f1(prediction: str, answers: Sequence[str], metric: Metric = "squad") -> float:
+def f1(
+    prediction: str, answers: Sequence[str], metric: Metric = "squad", beta: float = 1.0
+) -> float:
     """The best F1 over the answers, in [0, 1]; 0 without answers.
 
     F1 is the harmonic mean of precision and recall of the prediction's normalised tokens, each
     counted as often as it occurs. It is 0 where no token is shared, so also where both are empty.
-    `metric` is that of the example.
+    `metric` is that of the example. With another `beta` it is F_beta, in which recall counts beta
+    times as much as precision (van Rijsbergen, Information Retrieval, 1979).
     """
-    return max((_f1(prediction, answer, metric) for answer in answers), default=0.0)
+    return max((_f1(prediction, answer, metric, beta) for answer in answers), default=0.0)
 
 
-def _f1(prediction: str, answer: str, metric: Metric) -> float:
+def _f1(prediction: str, answer: str, metric: Metric, beta: float) -> float:
     plain, reference = normalise_answer(prediction), normalise_answer(answer)
     if metric == "hotpotqa" and plain != reference and (plain in _CLOSED or reference in _CLOSED):
         return 0.0
     predicted, wanted = plain.split(), reference.split()
     shared = (Counter(predicted) & Counter(wanted)).total()
-    # 2 P R / (P + R) with P = shared / |predicted| and R = shared / |wanted|
-    return 2 * shared / (len(predicted) + len(wanted)) if shared else 0.0
+    # (1 + b^2) P R / (b^2 P + R) with P = shared / |predicted| and R = shared / |wanted|
+    square = beta**2
+    return (1 + square) * shared / (square * len(wanted) + len(predicted)) if shared else 0.0

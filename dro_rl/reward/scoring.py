@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 
-from dro_rl.errors import UserError
 from dro_rl.prompts import PromptWriter
 from dro_rl.records import Example, Outcome, Rollout, ScoredRollout
-from dro_rl.reward import Reward
+from dro_rl.reward.base import Reward
+from dro_rl.reward.checks import checked_log_rewards
 
 Documents = tuple[int, ...]
 
@@ -46,8 +44,33 @@ def score_group(
         length: |y|, then; 0 otherwise.
         answers: the generator's answer to each selection, when the reward needs them.
     """
+    return score_groups(reward, [outcomes_of(rollout, likelihoods, length, answers)], [rollout])[0]
+
+
+def score_groups(
+    reward: Reward, groups: Sequence[Mapping[Documents, Outcome]], rollouts: Sequence[Rollout]
+) -> list[ScoredRollout]:
+    """The same for many groups in one call of the reward; `groups` are their outcomes."""
+    flat = [outcome for group in groups for outcome in group.values()]
+    scores = iter(checked_log_rewards(reward, flat))
+    scored = []
+    for rollout, group in zip(rollouts, groups, strict=True):
+        rewards = {documents: next(scores) for documents in group}
+        length = max(o.answer_tokens for o in group.values())
+        log_rewards = tuple(rewards[s.documents] for s in rollout.selections)
+        scored.append(ScoredRollout(rollout, log_rewards, length))
+    return scored
+
+
+def outcomes_of(
+    rollout: Rollout,
+    likelihoods: Mapping[Documents, float] | None,
+    length: int,
+    answers: Sequence[str] | None,
+) -> dict[Documents, Outcome]:
+    """What a reward sees of a group, by document list; see `score_group`."""
     given = answers or [None] * len(rollout.selections)
-    outcomes = {
+    return {
         s.documents: Outcome(
             rollout.example,
             s.documents,
@@ -57,38 +80,3 @@ def score_group(
         )
         for s, answer in zip(rollout.selections, given, strict=True)
     }
-    rewards = dict(zip(outcomes, checked_log_rewards(reward, [*outcomes.values()]), strict=True))
-    return ScoredRollout(rollout, tuple(rewards[s.documents] for s in rollout.selections), length)
-
-
-def checked_log_rewards(reward: Reward, outcomes: Sequence[Outcome]) -> list[float]:
-    """What a reward returns for the outcomes of one example, as log-rewards [nats].
-
-    Raises:
-        UserError: wrong length, not a real number, not finite (but -inf, log 0, on a log scale), or
-            negative on a linear scale.
-    """
-    name, example = type(reward).__name__, outcomes[0].example.id
-    values = reward.score(outcomes)
-    if not isinstance(values, list) or len(values) != len(outcomes):
-        got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
-        raise UserError(
-            f"reward {name}, example {example}: score() must return a list of {len(outcomes)} "
-            f"numbers, one an outcome, and returned {got}"
-        )
-    for value in values:
-        if reward.scale == "log" and value == -math.inf:
-            continue  # a reward of 0
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(
-                f"reward {name}, example {example}: score() returned {value!r}, "
-                "which is not a finite number"
-            )
-        if reward.scale == "linear" and value < 0:
-            raise UserError(
-                f"reward {name}, example {example}: score() returned {value!r}; a linear reward "
-                'must not be negative (use scale = "log", or shift it)'
-            )
-    if reward.scale == "log":
-        return [float(v) for v in values]
-    return [math.log(v) if v > 0 else -math.inf for v in values]

@@ -12,9 +12,15 @@ from dro_rl.policy.likelihood import Completion, Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
-from dro_rl.records import Rollout, ScoredRollout
+from dro_rl.records import Outcome, Rollout, ScoredRollout
 from dro_rl.reward import load_reward
-from dro_rl.reward.scoring import Documents, answer_tokens, document_lists, score_group
+from dro_rl.reward.scoring import (
+    Documents,
+    answer_tokens,
+    document_lists,
+    outcomes_of,
+    score_groups,
+)
 
 
 class RewardService:
@@ -50,14 +56,25 @@ class RewardService:
         Raises:
             UserError: the reward returned something that is not a usable number; names the example.
         """
+        return score_groups(self.reward, self.outcomes(rollouts, answers), rollouts)
+
+    def outcomes(
+        self, rollouts: Sequence[Rollout], answers: Sequence[Sequence[str]] | None = None
+    ) -> list[dict[Documents, Outcome]]:
+        """What the reward is given of each group, by document list; see `score`."""
         needed = "likelihood" in self.reward.needs
         tables = self._likelihoods(rollouts) if needed else [None] * len(rollouts)
-        scored = []
-        for i, (rollout, table) in enumerate(zip(rollouts, tables, strict=True)):
-            length = answer_tokens(self.writer, rollout.example) if needed else 0
-            given = answers[i] if answers else None
-            scored.append(score_group(self.reward, rollout, table, length, given))
-        return scored
+        return [
+            outcomes_of(
+                rollout,
+                table,
+                answer_tokens(self.writer, rollout.example) if needed else 0,
+                given,
+            )
+            for rollout, table, given in zip(
+                rollouts, tables, answers or [None] * len(rollouts), strict=True
+            )
+        ]
 
     def log_likelihoods(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
         """log p_g(y|x,d_zi) [nats] of every selection, whatever the reward: for the bound."""

@@ -541,7 +541,7 @@ def test_localise_makes_the_paths_absolute(write, tmp_path, monkeypatch):
     recipe = localise(load_recipe(path, ["reward=rewards/mine.py", "tracking.run_dir=runs/a"]))
     monkeypatch.chdir("/")
     assert recipe.selector.model == str(tmp_path / "models" / "selector")
-    assert recipe.reward == str(tmp_path / "rewards" / "mine.py")
+    assert recipe.reward.use == str(tmp_path / "rewards" / "mine.py")
     assert recipe.tracking.run_dir == str(tmp_path / "runs" / "a")
     assert recipe.data.path == str(tmp_path / "train.jsonl")
     assert localise(recipe) == recipe
@@ -551,7 +551,7 @@ def test_localise_leaves_names_that_are_no_paths(write):
     overrides = ["selector.model=Qwen/Qwen2.5-1.5B", "reward=my.module:Mine"]
     recipe = localise(load_recipe(write(), overrides))
     assert recipe.selector.model == "Qwen/Qwen2.5-1.5B"
-    assert recipe.reward == "my.module:Mine"
+    assert recipe.reward.use == "my.module:Mine"
 
 
 # --- quick answers ------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dro_rl.records import Example, Outcome
 from dro_rl.reward import Reward, load_reward
 from dro_rl.reward.scoring import checked_log_rewards
 from dro_rl.reward.service import RewardService
+from dro_rl.reward_sections import RewardSection
 from tests.models import token_logps
 from tests.tiny import make_example, make_recipe, make_rollout
 
@@ -76,8 +77,8 @@ from dataclasses import dataclass
 {HEADER}
 @dataclass
 class Mine(Reward):
-    weight: float = 2.0
-    def score(self, outcomes): return [self.weight]
+    bonus: float = 2.0
+    def score(self, outcomes): return [self.bonus]
 """
     assert load_reward(write(text)).score([]) == [2.0]
 
@@ -90,7 +91,7 @@ def test_a_missing_file_lists_the_shipped_rewards():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("f1", "'f1': give a file such as rewards/f1.py, or module:Class"),
+        ("f1", "'f1': give a file such as rewards/f1.py, module:Class, or the address"),
         ("no_such_module_xyz:Mine", "no module no_such_module_xyz on the Python path"),
         ("dro_rl.no_such_module:Mine", "no module dro_rl.no_such_module on the Python path"),
         ("dro_rl.records:Missing", "dro_rl.records has no Reward class Missing"),
@@ -191,7 +192,7 @@ def test_any_real_number_will_do():
     ],
 )
 def test_what_is_no_usable_number_is_refused_with_the_example(values, told):
-    with pytest.raises(UserError, match=f"reward Returns, example q17: .*{told}"):
+    with pytest.raises(UserError, match=f"reward Returns, example q17.*{told}"):
         checked_log_rewards(Returns(values), OUTCOMES)
 
 
@@ -243,7 +244,8 @@ def folder(tmp_path_factory):
 
 
 def make_service(folder, reward="rewards/answer_likelihood.py", **sections) -> RewardService:
-    recipe = make_recipe(folder, **sections).model_copy(update={"reward": reward})
+    section = RewardSection(use=reward)
+    recipe = make_recipe(folder, **sections).model_copy(update={"reward": section})
     return RewardService(recipe, recipe.generator.model)
 
 

@@ -1,0 +1,92 @@
+"""`dro-rl reward serve`: any reward over HTTP."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import FastAPI, Header, HTTPException
+
+from dro_rl.errors import UserError
+from dro_rl.reward.base import Reward
+from dro_rl.reward.checks import checked_scores
+from dro_rl.reward.wire import Reply, Request, from_request
+
+
+def make_app(reward: Reward, token: str | None = None) -> FastAPI:
+    """POST /score and GET /health; docs/rewards.md shows both.
+
+    Args:
+        token: callers of /score must send it as bearer token.
+    """
+    app = FastAPI(title=f"dro_rl reward {type(reward).__name__}", docs_url=None, redoc_url=None)
+    one_at_a_time = threading.Lock()  # a reward need not be made for threads
+
+    @app.get("/health")
+    async def health() -> dict[str, object]:
+        name = type(reward).__name__
+        return {"status": "ok", "reward": name, "scale": reward.scale, "needs": reward.needs}
+
+    @app.post("/score")
+    def score(request: Request, authorization: Annotated[str, Header()] = "") -> Reply:
+        expected = f"Bearer {token}".encode()
+        if token and not hmac.compare_digest(authorization.encode(), expected):
+            raise HTTPException(401, "a bearer token is needed: set DRO_RL_TOKEN as the server has")
+        with one_at_a_time:
+            return _reply(reward, request)
+
+    return app
+
+
+def _reply(reward: Reward, request: Request) -> Reply:
+    try:
+        groups = from_request(request)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    try:
+        scores = iter(checked_scores(reward, [o for group in groups for o in group]))
+    except UserError as error:
+        raise HTTPException(400, str(error)) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise HTTPException(500, f"the reward raised {type(error).__name__}: {error}") from error
+    rows = [[next(scores) for _ in group] for group in groups]
+    return Reply(scale=reward.scale, needs=list(reward.needs), scores=rows)
+
+
+def serve(reward: Reward, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Answer until interrupted. Port 0 takes a free one; DRO_RL_TOKEN is the token.
+
+    Raises:
+        UserError: the address cannot be taken.
+    """
+    import uvicorn
+
+    listening = _listen(host, port)
+    token = os.environ.get("DRO_RL_TOKEN")
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    needs = ", ".join(reward.needs) or "nothing"
+    say(f"{type(reward).__name__}: scale {reward.scale}, needs {needs}")
+    say(f"reward: {address}/score" + ("" if token else "  (no DRO_RL_TOKEN: for anyone who asks)"))
+    config = uvicorn.Config(make_app(reward, token), log_level="warning")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"{host}:{port}: cannot listen there ({error}): give another --host or --port"
+        ) from error
+    return listening
