@@ -15,9 +15,7 @@ from rich.table import Table
 from dro_rl.data import load_examples, overlaps
 from dro_rl.data_sections import FileData
 from dro_rl.evaluation import answer_recall, normalise_answer
-from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.prompts import PromptWriter
-from dro_rl.questions import with_candidates
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
 from dro_rl.tracking.console import Console
@@ -64,6 +62,8 @@ def report_data(recipe: Recipe, console: Console) -> None:
         UserError: bad data or retrieval, or a tokenizer that cannot be loaded.
     """
     split = load_examples(recipe.data, recipe.training.seed)
+    from dro_rl.questions import with_candidates  # takes seconds, and bad data is told without
+
     everything = [*split.train, *split.evaluation]
     with console.stage("retrieve", len(everything), "questions") as advance:
         ready = with_candidates(recipe, everything, everything, advance)
@@ -116,6 +116,8 @@ def _gold(example: Example) -> int:
 def selector_writer(recipe: Recipe) -> PromptWriter | None:
     """The writer of the selector's prompts; before the warm-up that makes the selector, by the
     tokenizer that it will take over. None where the warm-up has yet to make that too."""
+    from dro_rl.policy.causal_lm import prompt_writer
+
     section = recipe.selector
     made = section.model.startswith("builtin/") or Path(section.model).expanduser().exists()
     if made or section.init is None:
