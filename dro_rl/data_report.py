@@ -73,24 +73,28 @@ def report_data(recipe: Recipe, console: Console) -> None:
     if isinstance(recipe.data, FileData):  # the worlds of kind: facts share questions, not answers
         table.add_row("also in train", "", f"{len(overlaps(split)):,}")
     _print(console, table)
+    _report_lengths(recipe, ready, console)
+    for example in ready[:SHOWN]:
+        for line in _shown(example):
+            console.say(line)
+    console.say("  (* marks a gold document)")
+
+
+def _report_lengths(recipe: Recipe, examples: Sequence[Example], console: Console) -> None:
     writer = selector_writer(recipe)
     if writer is None:
         console.say(
             f"no lengths: {recipe.selector.model}, which has the tokenizer, is not there yet "
             "(dro-rl warmup makes it)"
         )
-    else:
-        lengths = measure_lengths(recipe, writer, ready, console)
-        _print(console, _lengths(lengths))
-        cut_prompts = sum(tokens > writer.max_tokens for tokens in lengths.prompt)
-        console.say(
-            f"{cut_prompts:,} of {len(lengths.prompt):,} selector prompts have their documents cut "
-            f"to fit {writer.max_tokens:,} tokens (selector.max_length less max_new_tokens)"
-        )
-    for example in ready[:SHOWN]:
-        for line in _shown(example):
-            console.say(line)
-    console.say("  (* marks a gold document)")
+        return
+    lengths = measure_lengths(recipe, writer, examples, console)
+    _print(console, _lengths(lengths))
+    cut = sum(tokens > writer.max_tokens for tokens in lengths.prompt)
+    console.say(
+        f"{cut:,} of {len(lengths.prompt):,} selector prompts have their documents cut to fit "
+        f"{writer.max_tokens:,} tokens (selector.max_length less max_new_tokens)"
+    )
 
 
 def _side(examples: Sequence[Example], ready: Sequence[Example]) -> Side:
