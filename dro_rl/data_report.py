@@ -15,9 +15,7 @@ from rich.table import Table
 from dro_rl.data import load_examples, overlaps
 from dro_rl.data_sections import FileData
 from dro_rl.evaluation import answer_recall, normalise_answer
-from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.prompts import PromptWriter
-from dro_rl.questions import with_candidates
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
 from dro_rl.tracking.console import Console
@@ -64,6 +62,8 @@ def report_data(recipe: Recipe, console: Console) -> None:
         UserError: bad data or retrieval, or a tokenizer that cannot be loaded.
     """
     split = load_examples(recipe.data, recipe.training.seed)
+    from dro_rl.questions import with_candidates  # takes seconds, and bad data is told without
+
     everything = [*split.train, *split.evaluation]
     with console.stage("retrieve", len(everything), "questions") as advance:
         ready = with_candidates(recipe, everything, everything, advance)
@@ -73,24 +73,28 @@ def report_data(recipe: Recipe, console: Console) -> None:
     if isinstance(recipe.data, FileData):  # the worlds of kind: facts share questions, not answers
         table.add_row("also in train", "", f"{len(overlaps(split)):,}")
     _print(console, table)
+    _report_lengths(recipe, ready, console)
+    for example in ready[:SHOWN]:
+        for line in _shown(example):
+            console.say(line)
+    console.say("  (* marks a gold document)")
+
+
+def _report_lengths(recipe: Recipe, examples: Sequence[Example], console: Console) -> None:
     writer = selector_writer(recipe)
     if writer is None:
         console.say(
             f"no lengths: {recipe.selector.model}, which has the tokenizer, is not there yet "
             "(dro-rl warmup makes it)"
         )
-    else:
-        lengths = measure_lengths(recipe, writer, ready, console)
-        _print(console, _lengths(lengths))
-        cut_prompts = sum(tokens > writer.max_tokens for tokens in lengths.prompt)
-        console.say(
-            f"{cut_prompts:,} of {len(lengths.prompt):,} selector prompts have their documents cut "
-            f"to fit {writer.max_tokens:,} tokens (selector.max_length less max_new_tokens)"
-        )
-    for example in ready[:SHOWN]:
-        for line in _shown(example):
-            console.say(line)
-    console.say("  (* marks a gold document)")
+        return
+    lengths = measure_lengths(recipe, writer, examples, console)
+    _print(console, _lengths(lengths))
+    cut = sum(tokens > writer.max_tokens for tokens in lengths.prompt)
+    console.say(
+        f"{cut:,} of {len(lengths.prompt):,} selector prompts have their documents cut to fit "
+        f"{writer.max_tokens:,} tokens (selector.max_length less max_new_tokens)"
+    )
 
 
 def _side(examples: Sequence[Example], ready: Sequence[Example]) -> Side:
@@ -116,6 +120,8 @@ def _gold(example: Example) -> int:
 def selector_writer(recipe: Recipe) -> PromptWriter | None:
     """The writer of the selector's prompts; before the warm-up that makes the selector, by the
     tokenizer that it will take over. None where the warm-up has yet to make that too."""
+    from dro_rl.policy.causal_lm import prompt_writer
+
     section = recipe.selector
     made = section.model.startswith("builtin/") or Path(section.model).expanduser().exists()
     if made or section.init is None:

@@ -92,7 +92,9 @@ def _shown(dialogue: _Dialogue, number: int) -> dict[str, str]:
 def _checked(turn: _Turn, shown: dict[str, str]) -> set[str]:
     titles = {title for title in turn.checked_passage.values() if title in shown}
     sentences = [sentence.strip() for sentence in turn.checked_sentence.values()]
-    return titles or {title for title, text in shown.items() if any(s in text for s in sentences)}
+    return titles or {
+        title for title, text in shown.items() if any(s and s in text for s in sentences)
+    }
 
 
 def layout(data: WizardData) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 
 import pytest
@@ -15,7 +16,7 @@ from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe
 from dro_rl.tracking.console import Console
 
-pytestmark = [pytest.mark.integration, needs_real_data]
+pytestmark = pytest.mark.integration
 
 # files of train and evaluation; questions; documents and gold documents a question, in each
 KNOWN = {
@@ -60,6 +61,7 @@ def recipe(train: str, evaluation: str) -> Recipe:
     )
 
 
+@needs_real_data
 @pytest.mark.parametrize("name", KNOWN)
 def test_counts_and_gold_shares_are_those_of_the_sources(name):
     (train, evaluation), questions, documents, gold = KNOWN[name]
@@ -73,6 +75,7 @@ def test_counts_and_gold_shares_are_those_of_the_sources(name):
     assert "also in train 0" in lines
 
 
+@needs_real_data
 def test_the_publishers_file_by_a_recipe_that_the_project_carries():
     path = REAL / "official" / "hotpotqa_official_100.json"
     out = dro_rl("data", "recipes/hotpot_local.yaml", f"data.path={path}").succeeded().out
@@ -82,6 +85,7 @@ def test_the_publishers_file_by_a_recipe_that_the_project_carries():
     assert "candidates after retrieval 20.0 (20 to 20) 20.0 (20 to 20)" in lines
 
 
+@needs_real_data
 def test_real_questions_on_both_sides_are_refused():
     """The full-wiki questions are dev questions too, with other documents."""
     both = recipe("hotpotqa_validation.jsonl", "hotpotqa_fullwiki_validation.jsonl")
@@ -89,9 +93,19 @@ def test_real_questions_on_both_sides_are_refused():
         report_data(both, Console())
 
 
+@needs_real_data
 def test_real_answers_that_no_metric_sees_are_refused_with_their_line():
     path = REAL / "hotpotqa_fullwiki_validation.jsonl"
     dro_rl(
         *("data", "recipes/hotpot_local.yaml"),
         f"data={{kind: jsonl, path: {path}, evaluation_questions: 9}}",
     ).refused(f"{path}, line 538: ", "'!!!'", "data.unscorable_answers: keep")
+
+
+def test_a_damaged_file_is_one_message_and_exit_code_2(tmp_path):
+    path = tmp_path / "questions.jsonl.gz"
+    path.write_bytes(gzip.compress(b"{}" * 5000)[:-12])
+    settings = f"data={{kind: jsonl, path: {path}, evaluation_questions: 9}}"
+    dro_rl("data", "recipes/hotpot_local.yaml", settings).refused(
+        f"{path}: its gzip data is damaged"
+    )

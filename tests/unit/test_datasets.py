@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from real_data import REAL, needs_real_data
 from dro_rl.data import load_examples
 from dro_rl.data_sections import Data
 from dro_rl.errors import UserError
+from dro_rl.recipe_file import load_recipe
 from dro_rl.records import Document, Example
 
 pytestmark = pytest.mark.unit
@@ -387,9 +389,66 @@ def test_reading_stops_at_the_limits(tmp_path):
     assert [e.id for e in split.evaluation] == ["2hop__c"]
 
 
+@pytest.mark.parametrize("write", [write_list, write_lines])
+def test_a_file_never_sits_in_memory_beside_its_examples(tmp_path, write):
+    text = "A paragraph of some length. " * 20
+    paragraphs = [{"title": "Book", "paragraph_text": text, "is_supporting": True}] * 10
+    path = write(tmp_path / "x", *(musique(str(n), paragraphs=paragraphs) for n in range(400)))
+    data = section(kind="musique", path=str(path), evaluation_questions=1)
+    tracemalloc.start()
+    try:
+        split = load_examples(data, seed=0)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(split.train) == 399
+    assert kept > 2e6 and peak < 1.2 * kept
+
+
+def normalised(name: str) -> dict[str, Any]:
+    """Questions of a file that was made from the publishers' by another program: their answers and
+    documents, in no order."""
+    found = {}
+    for line in (REAL / name).read_text().splitlines():
+        row = json.loads(line)
+        documents = {(d["title"], d["text"], d["is_gold"]) for d in row["documents"]}
+        found[row["question"]] = (set(row["answers"]), documents)
+    return found
+
+
 @needs_real_data
-def test_musiques_own_file_is_read():
-    examples = read("musique", REAL / "official" / "musique_official_100.json")
-    assert len(examples) == 100
-    assert all(len(e.candidates) == 20 for e in examples)
-    assert {sum(d.is_gold for d in e.candidates) for e in examples} <= {2, 3, 4}
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("hotpotqa", ("hotpotqa_validation.jsonl", "hotpotqa_train.jsonl")),
+        ("musique", ("musique.jsonl",)),
+    ],
+)
+def test_the_publishers_files_say_what_others_read_in_them(kind, others):
+    def plain(text: str) -> str:
+        return " ".join(text.split())
+
+    known = {q: said for name in others for q, said in normalised(name).items()}
+    examples = read(kind, REAL / "official" / f"{kind}_official_100.json")
+    compared = [e for e in examples if plain(e.question) in known]
+    assert len(examples) == 100 and len(compared) > 90
+    for e in compared:
+        documents = {(plain(d.title), plain(d.text), d.is_gold) for d in e.candidates}
+        assert ({plain(a) for a in e.answers}, documents) == known[plain(e.question)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("dro_hotpot", "hotpotqa"),
+        ("dro_musique", "musique"),
+        ("dro_wikimultihop", "wikimultihop"),
+        ("dro_wizard", "wizard_of_wikipedia"),
+        ("dro_authors", "dro"),
+    ],
+)
+def test_the_recipe_of_a_set_writes_to_a_run_of_its_own(name, kind):
+    recipe = load_recipe(f"recipes/{name}.yaml")
+    assert recipe.data.kind == kind
+    places = (recipe.selector.model, recipe.generator.model, recipe.tracking.run_dir)
+    assert [place.split("/")[1].removesuffix("-warmup") for place in places] == [name] * 3
