@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dro_rl.cluster import Cluster, Team
@@ -37,10 +38,14 @@ class Teams:
     engines: dict[PolicyName, Team]
     reward: Team
     learners: dict[PolicyName, Team]
-    needs: tuple[Need, ...]  # of the reward
     known_answers: Cache[str] = field(default_factory=Cache)
     known_scores: Cache[tuple[float, int]] = field(default_factory=Cache)
     known_likelihoods: Cache[float] = field(default_factory=Cache)
+
+    @cached_property
+    def needs(self) -> tuple[Need, ...]:
+        """What the recipe's reward needs."""
+        return tuple(load_reward(self.recipe.reward).needs)
 
     # --- the E-step and evaluation --------------------------------------------------------------
 
@@ -285,7 +290,7 @@ def start_teams(
         for about in team.ready():
             console.say(f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in about.items()))
     console.say(f"ready in {time.monotonic() - start:.1f} s")
-    return Teams(recipe, engines, reward, learners, tuple(load_reward(recipe.reward).needs))
+    return Teams(recipe, engines, reward, learners)
 
 
 def process_count(recipe: Recipe, *, learners: bool) -> int:

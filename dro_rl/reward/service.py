@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
 from dro_rl.records import Outcome, Rollout, ScoredRollout
-from dro_rl.reward import load_reward
+from dro_rl.reward import Reward, load_reward
 from dro_rl.reward.scoring import (
     Documents,
     answer_tokens,
@@ -21,6 +22,7 @@ from dro_rl.reward.scoring import (
     outcomes_of,
     score_groups,
 )
+from dro_rl.reward_sections import in_words
 
 
 class RewardService:
@@ -34,16 +36,20 @@ class RewardService:
     def __init__(self, recipe: Recipe, model: str) -> None:
         torch.set_num_threads(recipe.cluster.threads)
         self.recipe = recipe
-        self.reward = load_reward(recipe.reward)
         self.writer = causal_lm.prompt_writer(recipe.generator, model)
         self.model = causal_lm.load_model(recipe.generator, model, training=False)
         self.likelihood = Likelihood(self.model, recipe.generator.likelihood)
         self.tokens = 0
         self.received = causal_lm.Received(recipe.generator)
 
+    @cached_property
+    def reward(self) -> Reward:
+        """The recipe's, once it is needed: an evaluation asks no reward server."""
+        return load_reward(self.recipe.reward)
+
     def ready(self) -> dict[str, str]:
         """The reward's name, for the start-up table."""
-        return {"reward": type(self.reward).__name__}
+        return {"reward": in_words(self.recipe.reward)}
 
     def score(
         self, rollouts: Sequence[Rollout], answers: Sequence[Sequence[str]] | None = None

@@ -38,7 +38,7 @@ def checked_settings(cls: type[Reward], given: Mapping[str, Any], source: str) -
     for name, parameter in known.items():
         if name not in given and parameter.default is inspect.Parameter.empty:
             raise UserError(f"{source}: the setting {name!r} is required")
-    hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    hints = _hints(cls, source) if given else {}
     return {k: _converted(hints.get(k, Any), k, v, source) for k, v in given.items()}
 
 
@@ -47,6 +47,16 @@ def settings_of(cls: type[Reward]) -> dict[str, inspect.Parameter]:
     loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(cls).parameters
     return {name: p for name, p in parameters.items() if p.kind not in loose}
+
+
+def _hints(cls: type[Reward], source: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__, include_extras=True)
+    except NameError as error:
+        raise UserError(
+            f"{source}: its settings cannot be checked: {error}: import what their annotations "
+            "name, and not under TYPE_CHECKING alone"
+        ) from error
 
 
 def _converted(hint: Any, name: str, value: Any, source: str) -> Any:

@@ -48,7 +48,7 @@ class WireQuestion(BaseModel):
     answers: list[str]
     parts: list[str] = []
     candidates: list[WireDocument] = []
-    scores: list[float] = []
+    scores: list[Number] = []
     selections: list[WireSelection]
 
 

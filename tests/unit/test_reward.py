@@ -4,7 +4,6 @@ import math
 import sys
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -309,6 +308,13 @@ def test_log_likelihoods_do_not_depend_on_the_reward(folder):
         assert got == pytest.approx(row, abs=1e-6)
 
 
+def test_the_bound_asks_no_reward_server(folder):
+    nobody = make_service(folder, "http://127.0.0.1:9/score")
+    likely = make_service(folder)
+    want = [s.log_rewards for s in likely.score(rollouts(likely))]
+    assert nobody.log_likelihoods(rollouts(nobody)) == pytest.approx(want)
+
+
 def test_answers_are_scored_by_the_selection_they_belong_to(folder):
     service = make_service(folder, "rewards/exact_match.py")
     (rollout,) = rollouts(service)[:1]
@@ -368,7 +374,7 @@ def test_a_broken_reward_names_the_example_of_the_rollout(folder, write):
 
 
 def test_ready_names_the_reward(folder):
-    assert make_service(folder, str(Path("rewards/f1.py"))).ready() == {"reward": "F1"}
+    assert make_service(folder, "rewards/f1.py").ready() == {"reward": "rewards/f1.py"}
 
 
 def test_a_reward_without_score_is_refused(tmp_path):

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -135,6 +137,13 @@ def test_a_request_may_leave_out_what_the_reward_does_not_need():
     client = TestClient(make_app(load_reward("rewards/f1.py")))
     reply = client.post("/score", json={"questions": [QUESTION]})
     assert reply.json() == {"scale": "linear", "needs": ["answer"], "scores": [[1.0]]}
+
+
+def test_the_request_in_the_docs_gets_the_reply_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    request, reply = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    client = TestClient(make_app(load_reward("rewards/f1.py")))
+    assert client.post("/score", content=request).json() == json.loads(reply)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dro_rl.comparison.spec import load_comparison
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example, Outcome
@@ -142,6 +143,32 @@ def test_files_of_all_terms_become_absolute(mine):
     assert Path(file).is_absolute() and file.endswith("rewards/f1.py")
     assert (module, url) == ("my.module:Mine", "http://host/rewards/f1.py")
     assert localise(recipe) == recipe
+
+
+def test_an_annotation_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.replace("import Literal", "import Any"))
+    with pytest.raises(UserError, match="mine.py: Mine: .*name 'Literal' is not defined"):
+        reward_of(f"reward={{use: {tmp_path / 'mine.py'}, bonus: 1}}")
+
+
+def test_arms_of_a_comparison_may_differ_in_everything_a_reward_says(tmp_path):
+    (tmp_path / "arms.yaml").write_text(
+        "base: demo.yaml\nseeds: [0]\noutput: out\n"
+        "settings: {reward: {use: rewards/f1.py, beta: 2}}\n"
+        "arms:\n"
+        "  f2: {}\n"
+        "  f3: {reward: {beta: 3}}\n"
+        "  rouge: {reward: rewards/rouge_l.py}\n"
+        "  both: {reward: [rewards/f1.py, {use: rewards/rouge_l.py, weight: 0.5}]}\n"
+    )
+    arms = {a.name: a.shown["reward"] for a in load_comparison(str(tmp_path / "arms.yaml")).arms}
+    assert arms["f2"] == {"use": "rewards/f1.py", "beta": 2}
+    assert arms["f3"] == {"use": "rewards/f1.py", "beta": 3}
+    assert arms["rouge"] == {"use": "rewards/rouge_l.py"}
+    assert [(t["use"], t["weight"]) for t in arms["both"]] == [
+        ("rewards/f1.py", 1.0),
+        ("rewards/rouge_l.py", 0.5),
+    ]
 
 
 # --- files that are broken ----------------------------------------------------------------------
