@@ -193,7 +193,7 @@ def _models_at(model: type[BaseModel], keys: Sequence[str]) -> Iterable[type[Bas
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType, typing.Annotated):
         return [m for part in typing.get_args(annotation) for m in _models_in(part)]
     return []
 
@@ -201,6 +201,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _kind(model: type[BaseModel]) -> str | None:
     field = model.model_fields.get("kind")
     return typing.get_args(field.annotation)[0] if field else None
+
+
+def _make_absolute(section: dict[str, Any], key: str) -> None:
+    """In place, where the key is there and names what exists."""
+    name = section.get(key)
+    if name and Path(name).expanduser().exists():
+        section[key] = str(Path(name).expanduser().absolute())
 
 
 def localise(recipe: Recipe) -> Recipe:
@@ -212,9 +219,10 @@ def localise(recipe: Recipe) -> Recipe:
         ("data", "evaluation_path"),
         ("retrieval", "corpus_path"),
     ):
-        name = settings[section].get(key)
-        if name and Path(name).expanduser().exists():
-            settings[section][key] = str(Path(name).expanduser().absolute())
+        _make_absolute(settings[section], key)
+    for searcher in (settings["retrieval"], *settings["retrieval"].get("of", ())):
+        for key in ("model", "environment"):
+            _make_absolute(searcher, key)
     for policy in ("selector", "generator"):
         folder = Path(settings[policy]["model"]).expanduser()
         if folder.is_dir():
