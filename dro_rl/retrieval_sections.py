@@ -38,32 +38,22 @@ class Dense(Section):
     batch_size: PositiveInt = Field(default=64, description="texts the model reads at once")
 
 
-class LateInteraction(Section):
-    """One vector a token, by a ColBERT checkpoint, in a Python environment of its own."""
-
-    model: str = Field(description="a folder or a hub name of a ColBERT checkpoint")
-    max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
-
-
-class Colbert(LateInteraction):
-    """ColBERTv2 (arXiv 2112.01488) by RAGatouille."""
+class Colbert(Section):
+    """ColBERTv2 (arXiv 2112.01488), one vector a token, by RAGatouille, which needs a Python
+    environment of its own."""
 
     kind: Literal["colbert"]
+    model: str = Field(
+        default="colbert-ir/colbertv2.0", description="a folder or a hub name of a checkpoint"
+    )
+    max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
     environment: str = Field(
-        default=".venv-colbert/bin/python", description="its Python; made by `make colbert-env`"
+        default=".venv-colbert/bin/python",
+        description="the Python of that environment; `make colbert-env` makes it",
     )
 
 
-class Pylate(LateInteraction):
-    """The same by PyLate."""
-
-    kind: Literal["pylate"]
-    environment: str = Field(
-        default=".venv-pylate/bin/python", description="its Python; made by `make pylate-env`"
-    )
-
-
-Method = Annotated[Bm25 | Dense | Colbert | Pylate, Field(discriminator="kind")]
+Method = Annotated[Bm25 | Dense | Colbert, Field(discriminator="kind")]
 
 
 class Fusion(Section):
@@ -131,10 +121,6 @@ class ColbertRetrieval(Colbert, CorpusSection):
     pass
 
 
-class PylateRetrieval(Pylate, CorpusSection):
-    pass
-
-
 class FusionRetrieval(Fusion, CorpusSection):
     pass
 
@@ -155,13 +141,12 @@ class HttpRetrieval(RetrievalSection):
         return url
 
 
-Searching = Bm25Retrieval | DenseRetrieval | ColbertRetrieval | PylateRetrieval | FusionRetrieval
+Searching = Bm25Retrieval | DenseRetrieval | ColbertRetrieval | FusionRetrieval
 Retrieval = Annotated[
     GivenRetrieval
     | Bm25Retrieval
     | DenseRetrieval
     | ColbertRetrieval
-    | PylateRetrieval
     | FusionRetrieval
     | HttpRetrieval,
     Field(discriminator="kind"),

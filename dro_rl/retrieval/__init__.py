@@ -17,16 +17,23 @@ from dro_rl.retrieval.retriever import Ranking, Retriever, Say, kept_rank, ranki
 from dro_rl.retrieval_sections import (
     Bm25,
     Bm25Retrieval,
+    Colbert,
     Dense,
     Fusion,
     GivenRetrieval,
     HttpRetrieval,
-    LateInteraction,
     Retrieval,
     Searching,
 )
 
-__all__ = ["Corpus", "Retriever", "add_candidates", "make_retriever", "open_retriever"]
+__all__ = [
+    "Corpus",
+    "Ranking",
+    "Retriever",
+    "add_candidates",
+    "make_retriever",
+    "open_retriever",
+]
 
 
 def add_candidates(
@@ -81,7 +88,7 @@ def open_retriever(
 
 
 def make_retriever(
-    settings: Bm25 | Dense | LateInteraction | Fusion, cache: Path, say: Say = lambda text: None
+    settings: Bm25 | Dense | Colbert | Fusion, cache: Path, say: Say = lambda text: None
 ) -> Retriever:
     """One way to search; it has no index yet. Each brings libraries that the others don't need."""
     if isinstance(settings, Fusion):
@@ -93,10 +100,10 @@ def make_retriever(
         from dro_rl.retrieval.dense import DenseRetriever
 
         return DenseRetriever(settings, cache, say)
-    if isinstance(settings, LateInteraction):
-        from dro_rl.retrieval.late_interaction import LateInteractionRetriever
+    if isinstance(settings, Colbert):
+        from dro_rl.retrieval.colbert import ColbertRetriever
 
-        return LateInteractionRetriever(settings, cache, say)
+        return ColbertRetriever(settings, cache, say)
     from dro_rl.retrieval.bm25 import Bm25Retriever
 
     return Bm25Retriever(settings, cache, say)

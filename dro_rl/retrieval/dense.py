@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ class DenseRetriever(Retriever):
     def __init__(self, settings: Dense, cache: Path, say: Say = lambda text: None) -> None:
         super().__init__(cache, say)
         self.settings = settings
+        if self._uses_faiss() and find_spec("faiss") is None:
+            raise UserError(
+                "retrieval.index: faiss is not installed: pip install 'dro-rl[faiss]', or set "
+                "index: exact"
+            )
         self.model_folder = local_model(settings.model)
         self._model: SentenceTransformer | None = None
 
@@ -74,7 +80,7 @@ class DenseRetriever(Retriever):
             import faiss
 
             try:
-                self.cells = faiss.read_index(str(self.folder / _CELLS), faiss.IO_FLAG_MMAP)
+                self.cells: Any = faiss.read_index(str(self.folder / _CELLS), faiss.IO_FLAG_MMAP)
             except RuntimeError as error:  # what faiss raises for any bad file
                 raise ValueError(f"{_CELLS} is not an index of faiss") from error
             self.cells.nprobe = self.settings.probes

@@ -1,7 +1,7 @@
-"""ColBERT (arXiv 2004.12832, 2112.01488) by RAGatouille or PyLate, in their own environment.
+"""ColBERT (arXiv 2004.12832, 2112.01488) by RAGatouille, in an environment of its own.
 
-Their dependencies cannot live beside transformers 5. So the work is done by a Ray actor whose
-process is started with that environment's Python (`py_executable`), on the node of this process.
+RAGatouille's dependencies cannot live beside transformers 5. So the work is done by a Ray actor
+whose process is started with that environment's Python (`py_executable`), on this process's node.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from typing import Any
 import numpy as np
 
 from dro_rl.errors import UserError
-from dro_rl.retrieval import late_interaction_worker
+from dro_rl.retrieval import colbert_worker
 from dro_rl.retrieval.corpus import Corpus
 from dro_rl.retrieval.folders import damaged, digest, made_folder
 from dro_rl.retrieval.model_files import local_model, model_identity
 from dro_rl.retrieval.retriever import Retriever, Say
-from dro_rl.retrieval_sections import LateInteraction
+from dro_rl.retrieval_sections import Colbert
 
-_LIBRARIES = {"colbert": ("ragatouille", "colbert-ai"), "pylate": ("pylate", "fast-plaid")}
+_LIBRARIES = ("ragatouille", "colbert-ai")
+_REMAKE = "make it again with `make colbert-env` (retrieval.environment)"
 _FEWEST = 100  # passages; k-means wants more tokens than centroids
 _METADATA = "artifact.metadata"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-class LateInteractionRetriever(Retriever):
+class ColbertRetriever(Retriever):
     """One vector a token; a passage's score is the sum over the question's tokens of the largest
     similarity to one of the passage's. Fewer passages than asked for may be found."""
 
-    def __init__(
-        self, settings: LateInteraction, cache: Path, say: Say = lambda text: None
-    ) -> None:
+    kind = "colbert"
+
+    def __init__(self, settings: Colbert, cache: Path, say: Say = lambda text: None) -> None:
         super().__init__(cache, say)
-        self.settings: Any = settings
-        self.kind: str = self.settings.kind
-        self.python = find_python(self.settings.environment, self.kind)
-        self.versions = _versions(self.python, self.kind)
+        self.settings = settings
+        self.python = find_python(settings.environment)
+        self.versions = _versions(self.python)
         self._started_ray = False
         self._worker: Any = None
 
     def makers(self) -> Mapping[str, Any]:
-        versions = {name: self.versions[name] for name in _LIBRARIES[self.kind]}
+        versions = {name: self.versions[name] for name in _LIBRARIES}
         model = self.checkpoint.name
         return {"model": model, "max_length": self.settings.max_length, **versions}
 
@@ -96,7 +96,7 @@ class LateInteractionRetriever(Retriever):
     def _build(self, corpus: Corpus, folder: Path) -> None:
         if len(corpus) < _FEWEST:
             raise UserError(
-                f"retrieval.kind: {self.kind}: {len(corpus)} passages are too few to learn the "
+                f"retrieval.kind: colbert: {len(corpus)} passages are too few to learn the "
                 f"centroids of an index from, {_FEWEST} are the least: take retrieval.kind: dense"
             )
         self._call("index", str(corpus.passages), str(folder))
@@ -125,11 +125,11 @@ class LateInteractionRetriever(Retriever):
             return ray.get(getattr(self._worker, method).remote(*args))
         except RayTaskError as error:
             if method == "open":
-                raise ValueError(f"{self.kind} cannot open it: {error.cause}") from error
+                raise ValueError(f"RAGatouille cannot open it: {error.cause}") from error
             raise
         except RayError as error:
             raise UserError(
-                f"retrieval.kind: {self.kind}: its process with {self.python} ended in {method}: "
+                f"retrieval.kind: colbert: its process with {self.python} ended in {method}: "
                 f"{error}"
             ) from error
 
@@ -141,18 +141,18 @@ class LateInteractionRetriever(Retriever):
         if not ray.is_initialized():
             _start_ray()
             self._started_ray = True
-        cloudpickle.register_pickle_by_value(late_interaction_worker)
+        cloudpickle.register_pickle_by_value(colbert_worker)
         path = f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
         here = ray.get_runtime_context().get_node_id()  # where index and environment are
-        worker = ray.remote(late_interaction_worker.Worker).options(
+        worker = ray.remote(colbert_worker.Worker).options(
             num_cpus=0,
             runtime_env={"py_executable": str(self.python), "env_vars": {"PATH": path}},
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
         )
-        return worker.remote(self.kind, str(self.checkpoint), self.settings.max_length)
+        return worker.remote(str(self.checkpoint), self.settings.max_length)
 
 
-def find_python(name: str, kind: str) -> Path:
+def find_python(name: str) -> Path:
     """The Python of an environment: of the working folder, or of the checkout.
 
     Raises:
@@ -163,12 +163,12 @@ def find_python(name: str, kind: str) -> Path:
         if place.is_file():
             return place.absolute()  # not resolved: the link is what makes it the environment's
     raise UserError(
-        f"retrieval.kind: {kind} runs in a Python environment of its own, and there is none at "
-        f"{name}: make it with `make {kind}-env`, or set retrieval.environment to its Python"
+        f"retrieval.kind: colbert runs in a Python environment of its own, and there is none at "
+        f"{name}: make it with `make colbert-env`, or set retrieval.environment to its Python"
     )
 
 
-def _versions(python: Path, kind: str) -> dict[str, str]:
+def _versions(python: Path) -> dict[str, str]:
     """Versions in that environment; without this check Ray would wait for its process for ever.
 
     Raises:
@@ -176,26 +176,25 @@ def _versions(python: Path, kind: str) -> dict[str, str]:
     """
     import ray
 
-    names = ["ray", *_LIBRARIES[kind]]
+    names = ["ray", *_LIBRARIES]
     code = (
         "import json, platform, sys; from importlib.metadata import version; "
         "print(json.dumps({n: version(n) for n in sys.argv[1:]} | "
         "{'python': platform.python_version()}))"
     )
-    remake = f"make it again with `make {kind}-env` (retrieval.environment)"
     try:
         done = subprocess.run(
             [python, "-I", "-c", code, *names], capture_output=True, text=True, timeout=60
         )
         versions = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{python} does not work as a Python: {error}; {remake}") from error
+        raise UserError(f"{python} does not work as a Python: {error}; {_REMAKE}") from error
     if versions is None:
         told = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{python} lacks something of {', '.join(names)}: {told}; {remake}")
+        raise UserError(f"{python} lacks something of {', '.join(names)}: {told}; {_REMAKE}")
     for name, ours in (("ray", ray.__version__), ("python", platform.python_version())):
         if versions[name] != ours:
-            raise UserError(f"{python} has {name} {versions[name]}, here is {ours}; {remake}")
+            raise UserError(f"{python} has {name} {versions[name]}, here is {ours}; {_REMAKE}")
     return versions
 
 
