@@ -14,8 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import prometheus_client
 from fastapi import FastAPI, Header, HTTPException, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from pydantic import BaseModel, Field
 from ray import serve
 
@@ -79,14 +85,19 @@ class RetrieverService:
         self.retriever = make_retriever(retrieval, Path(retrieval.cache_dir))
         self.retriever.index(Corpus(Path(corpus)))
         self.retriever.search(["What is this?"], 1)  # opens it
-        self.metrics = prometheus_client.CollectorRegistry()
-        counter, histogram = prometheus_client.Counter, prometheus_client.Histogram
-        of = {"registry": self.metrics}
-        self.requests = counter("retriever_requests", "Requests by status", ["status"], **of)
-        self.questions = counter("retriever_questions", "Questions searched", **of)
-        self.seconds = histogram("retriever_seconds", "Of a request, waiting included", **of)
-        self.together = histogram(
-            "retriever_batch", "Requests searched at once", buckets=[1, 2, 4, 8, 16, 32], **of
+        self.metrics = metrics = CollectorRegistry()
+        self.requests = Counter(
+            "retriever_requests", "Requests by status", ["status"], registry=metrics
+        )
+        self.questions = Counter("retriever_questions", "Questions searched", registry=metrics)
+        self.seconds = Histogram(
+            "retriever_seconds", "Of a request, waiting included", registry=metrics
+        )
+        self.together = Histogram(
+            "retriever_batch",
+            "Requests searched at once",
+            buckets=[1, 2, 4, 8, 16, 32],
+            registry=metrics,
         )
 
     @api.post("/search")
@@ -125,8 +136,7 @@ class RetrieverService:
     @api.get("/metrics")
     async def prometheus(self) -> Response:
         """In the text format of Prometheus."""
-        text = prometheus_client.generate_latest(self.metrics)
-        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.metrics), media_type=CONTENT_TYPE_LATEST)
 
     def _authorise(self, header: str | None) -> None:
         given = (header or "").removeprefix("Bearer ")
