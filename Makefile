@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
+.PHONY: help setup colbert-env demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -16,10 +16,16 @@ help: ## this list
 setup: ## .venv from the lock file of this machine (CPU or NVIDIA GPU)
 	@bash scripts/setup.sh
 
+colbert-env: setup ## .venv-colbert, for retrieval.kind: colbert (2 GB)
+	@bash scripts/colbert_env.sh
+
 demo: setup ## DRO on the built-in world, end to end; ARGS are overrides
 	@$(BIN)/dro-rl train recipes/demo.yaml $(ARGS)
 
-paper-demo: setup ## the paper's analyses on the built-in world, about an hour on 2 cores; ARGS="--jobs 2"
+paper-colbert-env: setup ## .venv-colbert, for retrieval.kind: colbert (2 GB)
+	@bash scripts/colbert_env.sh
+
+demo: setup ## the paper's analyses on the built-in world, about an hour on 2 cores; ARGS="--jobs 2"
 	@[ -d runs/twenty-warmup/generator ] || $(BIN)/dro-rl warmup recipes/twenty.yaml
 	@for f in table_3_figure_5 figure_3 figure_6 initialisation retriever_quality; do \
 		$(BIN)/dro-rl compare recipes/paper/$$f.yaml $(ARGS) || exit; \

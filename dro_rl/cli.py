@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+retriever = typer.Typer(no_args_is_help=True)
+app.add_typer(retriever, name="retriever", help="A recipe's retriever as a service.")
+
 RecipeName = Annotated[
     str, typer.Argument(help="A recipe's file, or the name of one that the project carries.")
 ]
@@ -167,6 +170,23 @@ def answer(
     from dro_rl.tracking.console import Console
 
     answer_question(run.absolute(), loaded, question, documents, iteration, Console())
+
+
+@retriever.command("serve")
+def serve_retriever(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8100,
+    timeout: Annotated[float, typer.Option(min=0.1, help="For one request [s].")] = 60,
+) -> None:
+    """Serve a recipe's retriever over HTTP, for retrieval.kind: http and your own programs."""
+    loaded = _load(recipe, overrides)
+    _prepare_process(loaded)
+    from dro_rl.retriever_server import serve_forever
+    from dro_rl.tracking.console import Console
+
+    serve_forever(loaded, host, port, timeout, Console())
 
 
 @app.command()

@@ -16,8 +16,8 @@ from dro_rl.questions import load_questions, with_candidates
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
-from dro_rl.retrieval.corpus import read_corpus
-from dro_rl.retrieval_sections import Bm25Retrieval
+from dro_rl.retrieval.corpus import read_documents
+from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, HttpRetrieval
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
@@ -69,7 +69,7 @@ def answer_question(
     _, models = policies_of(run, recipe, iteration)
     rollout = recipe.rollout.model_copy(update={"engine": "transformers"})  # no engine to start
     recipe = recipe.model_copy(update={"rollout": rollout})
-    example = _asked(recipe, question, documents)
+    example = _asked(recipe, question, documents, console)
     candidates = example.candidates
     selector = RolloutWorker(recipe, "selector", models["selector"])
     (rolled,) = selector.select([example], 1, 0, True)
@@ -112,18 +112,24 @@ def _questions(recipe: Recipe, data: Path | None, console: Console) -> list[Exam
     return with_candidates(recipe, examples, examples)
 
 
-def _asked(recipe: Recipe, question: str, documents: Path | None) -> Example:
-    """The question with its candidates: from the documents given, the corpus, or the data."""
+def _asked(recipe: Recipe, question: str, documents: Path | None, console: Console) -> Example:
+    """The question with its candidates: from the documents given, by the recipe's retriever, or
+    from the data where each question comes with its own."""
     asked = Example(id="question", question=question, answers=("",))
     if documents is not None:
-        asked = replace(asked, candidates=tuple(read_corpus(str(documents))))
+        asked = replace(asked, candidates=tuple(read_documents(str(documents))))
         own = Bm25Retrieval(kind="bm25", corpus="own", candidates=recipe.retrieval.candidates)
         recipe = recipe.model_copy(update={"retrieval": own})
         return with_candidates(recipe, [asked], [])[0]
+    retrieval = recipe.retrieval
+    has_corpus = isinstance(retrieval, CorpusSection) and retrieval.corpus_path is not None
+    if has_corpus or isinstance(retrieval, HttpRetrieval):
+        return with_candidates(recipe, [asked], [], say=console.say)[0]
     split = load_examples(recipe.data, recipe.training.seed)
     everything = [*split.train, *split.evaluation]
-    if recipe.retrieval.kind == "bm25" and recipe.retrieval.corpus == "pooled":
-        return with_candidates(recipe, [asked], everything)[0]
+    own = isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own"
+    if isinstance(retrieval, CorpusSection) and not own:
+        return with_candidates(recipe, [asked], everything, say=console.say)[0]
     known = {_normalised(e.question): e for e in everything}
     if _normalised(question) not in known:
         raise UserError(

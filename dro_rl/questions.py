@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dro_rl.data import Split, load_examples
@@ -25,7 +25,7 @@ def load_questions(recipe: Recipe, console: Console) -> Split:
     split = load_examples(recipe.data, recipe.training.seed)
     everything = [*split.train, *split.evaluation]
     with console.stage("retrieve", len(everything), "questions") as advance:
-        ready = with_candidates(recipe, everything, everything, advance)
+        ready = with_candidates(recipe, everything, everything, advance, console.say)
     return Split(ready[: len(split.train)], ready[len(split.train) :])
 
 
@@ -34,8 +34,10 @@ def with_candidates(
     examples: Sequence[Example],
     corpus: Sequence[Example],
     advance: Advance = lambda done: None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> list[Example]:
-    """The examples with candidates from the documents of `corpus`, as the recipe retrieves."""
+    """The examples with candidates, as the recipe retrieves; `corpus` are the questions whose
+    documents are searched where the recipe names no corpus."""
     return add_candidates(
         examples,
         corpus,
@@ -43,6 +45,7 @@ def with_candidates(
         seed=recipe.training.seed,
         required=recipe.selector.documents,
         advance=advance,
+        say=say,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
-from dro_rl.retrieval_sections import Bm25Retrieval, Retrieval
+from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval, Retrieval
 from dro_rl.reward_sections import RewardChoice, RewardSection, written_out
 from dro_rl.sections import POLICIES, PolicyName, Rate, Section
 
@@ -266,11 +266,13 @@ class Recipe(Section):
             raise ValueError(
                 f"retrieval.candidates ({n}) exceeds data.documents ({self.data.documents})"
             )
-        pooled = isinstance(self.retrieval, Bm25Retrieval) and self.retrieval.corpus != "own"
-        if isinstance(self.data, FactsData) and pooled:
+        own = isinstance(self.retrieval, GivenRetrieval) or (
+            isinstance(self.retrieval, Bm25Retrieval) and self.retrieval.corpus == "own"
+        )
+        if isinstance(self.data, FactsData) and not own:
             raise ValueError(
                 "each question of data.kind: facts is a world of its own, and the worlds "
-                "contradict each other: set retrieval.corpus: own"
+                "contradict each other: set retrieval.kind: bm25 and retrieval.corpus: own"
             )
         if isinstance(self.data, FactsData):
             needed = 2 * self.data.value_words + 2  # two values, "and", the end

@@ -210,6 +210,13 @@ def _kind(model: type[BaseModel]) -> str | None:
     return typing.get_args(field.annotation)[0] if field else None
 
 
+def _make_absolute(section: dict[str, Any], key: str) -> None:
+    """In place, where the key is there and names what exists."""
+    name = section.get(key)
+    if name and Path(name).expanduser().exists():
+        section[key] = str(Path(name).expanduser().absolute())
+
+
 def localise(recipe: Recipe) -> Recipe:
     """The recipe with its paths made absolute: other processes, and commands that read the run
     later, have working folders of their own."""
@@ -220,9 +227,10 @@ def localise(recipe: Recipe) -> Recipe:
         ("data", "aliases_path"),
         ("retrieval", "corpus_path"),
     ):
-        name = settings[section].get(key)
-        if name and Path(name).expanduser().exists():
-            settings[section][key] = str(Path(name).expanduser().absolute())
+        _make_absolute(settings[section], key)
+    for searcher in (settings["retrieval"], *settings["retrieval"].get("of", ())):
+        for key in ("model", "environment"):
+            _make_absolute(searcher, key)
     for policy in ("selector", "generator"):
         folder = Path(settings[policy]["model"]).expanduser()
         if folder.is_dir():

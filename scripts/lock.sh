@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements/cpu.txt and requirements/gpu.txt from pyproject.toml: `make lock`.
+# Writes requirements/cpu.txt and gpu.txt from pyproject.toml, colbert.txt from colbert.in: `make lock`.
 # Versions that are in the files already stay as long as they fit; UPGRADE=1 takes the newest.
 # Nothing is installed but the resolver, in a scratch folder; no wheel is downloaded in full.
 set -euo pipefail
@@ -19,7 +19,7 @@ resolve() {
     env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
         "$scratch/venv/bin/uv" pip compile --quiet --no-config --no-header --no-annotate \
         --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-        "$@" --extra dev pyproject.toml --output-file "$scratch/known.txt"
+        "$@" --output-file "$scratch/known.txt"
     cat "$scratch/header.txt" "$scratch/known.txt" >"$file"
     echo "$file: $(grep -c == "$file") packages"
 }
@@ -40,7 +40,7 @@ cat >"$scratch/header.txt" <<'HEADER'
 # or vllm fails.
 HEADER
 cp requirements/cpu.txt "$scratch/known.txt"
-resolve requirements/cpu.txt --extra cpu --excludes "$scratch/excluded.txt" "$scratch/torch-needs.txt"
+resolve requirements/cpu.txt --extra dev --extra cpu pyproject.toml --excludes "$scratch/excluded.txt" "$scratch/torch-needs.txt"
 
 # Versions start from the CPU file's, so that both machines run the same code where they can.
 awk -F'==' '/^[^#]/ && !seen[$1]++' requirements/cpu.txt requirements/gpu.txt >"$scratch/known.txt"
@@ -56,4 +56,16 @@ cat >"$scratch/header.txt" <<'HEADER'
 # --no-deps: the list is complete, and what was resolved together is what gets installed; pip would
 # otherwise resolve once more, and could take other versions or refuse these.
 HEADER
-resolve requirements/gpu.txt --extra gpu --constraints "$scratch/cuda.txt"
+resolve requirements/gpu.txt --extra dev --extra gpu pyproject.toml --constraints "$scratch/cuda.txt"
+
+# Ray's processes have to be of one version, here and there.
+grep '^ray==' requirements/cpu.txt >"$scratch/ray.txt"
+cp requirements/colbert.txt "$scratch/known.txt"
+cat >"$scratch/header.txt" <<'HEADER'
+# Every package of the environment of retrieval.kind: colbert but PyTorch, which comes first
+# (requirements/torch-cpu.txt). Linux x86-64, Python 3.11. Made by: make lock, from colbert.in
+#
+#   make colbert-env
+HEADER
+resolve requirements/colbert.txt requirements/colbert.in "$scratch/ray.txt" \
+    --excludes "$scratch/excluded.txt" "$scratch/torch-needs.txt"

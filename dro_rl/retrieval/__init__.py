@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
-from dro_rl.retrieval.bm25 import Bm25Index, open_index
+from dro_rl.retrieval.corpus import Corpus, open_corpus
 from dro_rl.retrieval.given import take_given
-from dro_rl.retrieval_sections import Bm25Retrieval, Retrieval
+from dro_rl.retrieval.http import ask
+from dro_rl.retrieval.retriever import Ranking, Retriever, Say, kept_rank, rankings
+from dro_rl.retrieval_sections import (
+    Bm25,
+    Bm25Retrieval,
+    Colbert,
+    Dense,
+    Fusion,
+    GivenRetrieval,
+    HttpRetrieval,
+    Retrieval,
+    Searching,
+)
 
-__all__ = ["Bm25Index", "add_candidates", "open_index"]
-
-Ranking = list[tuple[Document, float]]  # best first; a score is higher for the better document
+__all__ = [
+    "Corpus",
+    "Ranking",
+    "Retriever",
+    "add_candidates",
+    "make_retriever",
+    "open_retriever",
+]
 
 
 def add_candidates(
@@ -25,6 +44,7 @@ def add_candidates(
     seed: int,
     required: int,
     advance: Callable[[int], object] = lambda done: None,
+    say: Say = lambda text: None,
 ) -> list[Example]:
     """The examples with the top N documents as `candidates` and the retriever's `scores`.
 
@@ -37,46 +57,104 @@ def add_candidates(
         examples: questions whose `candidates` are the documents that came with them.
         corpus_examples: the questions whose documents make up the corpus of `corpus: pooled`.
         required: K, the fewest candidates that a question may have.
-        advance: told 1 for every question that is done.
+        advance: told how many more questions are done.
+        say: told in a line what takes long.
     Raises:
         UserError: a question has fewer than `required` candidates, or the corpus is empty.
     """
-    rank = _ranker(corpus_examples, retrieval)
-    found = []
-    for example in examples:
-        found.append(_with_candidates(example, rank(example), retrieval, seed, required))
-        advance(1)
-    return found
+    found = _search(examples, corpus_examples, retrieval, advance, say)
+    return [
+        _with_candidates(example, _mark_gold(example, ranking), retrieval, seed, required)
+        for example, ranking in zip(examples, found, strict=True)
+    ]
 
 
-def _ranker(
-    corpus_examples: Sequence[Example], retrieval: Retrieval
-) -> Callable[[Example], Ranking]:
-    count = retrieval.candidates
-    if not isinstance(retrieval, Bm25Retrieval):
-        return lambda example: take_given(example, count)
-    if retrieval.corpus == "own":
-        return lambda example: _rank_own(example, retrieval)
-    index = open_index(corpus_examples, retrieval)
-    return lambda example: _mark_gold(example, index.search(example.question, count))
+@contextmanager
+def open_retriever(
+    retrieval: Searching, corpus_examples: Sequence[Example], say: Say = lambda text: None
+) -> Iterator[Retriever]:
+    """The recipe's retriever over its corpus, indexed; what it started ends with the block.
+
+    Raises:
+        UserError: the corpus is empty or unreadable, the index cannot be made or is damaged.
+    """
+    cache = Path(retrieval.cache_dir).expanduser().absolute()
+    retriever = make_retriever(retrieval, cache, say)
+    try:
+        retriever.index(open_corpus(retrieval, corpus_examples))
+        yield retriever
+    finally:
+        retriever.close()
+
+
+def make_retriever(
+    settings: Bm25 | Dense | Colbert | Fusion, cache: Path, say: Say = lambda text: None
+) -> Retriever:
+    """One way to search; it has no index yet. Each brings libraries that the others don't need."""
+    if isinstance(settings, Fusion):
+        from dro_rl.retrieval.fusion import FusionRetriever
+
+        members = [make_retriever(member, cache, say) for member in settings.of]
+        return FusionRetriever(settings, members, cache, say)
+    if isinstance(settings, Dense):
+        from dro_rl.retrieval.dense import DenseRetriever
+
+        return DenseRetriever(settings, cache, say)
+    if isinstance(settings, Colbert):
+        from dro_rl.retrieval.colbert import ColbertRetriever
+
+        return ColbertRetriever(settings, cache, say)
+    from dro_rl.retrieval.bm25 import Bm25Retriever
+
+    return Bm25Retriever(settings, cache, say)
+
+
+def _search(
+    examples: Sequence[Example],
+    corpus_examples: Sequence[Example],
+    retrieval: Retrieval,
+    advance: Callable[[int], object],
+    say: Say,
+) -> Iterator[Ranking]:
+    """The ranking of each example."""
+    if isinstance(retrieval, GivenRetrieval):
+        for example in examples:
+            yield take_given(example, retrieval.candidates)
+            advance(1)
+    elif isinstance(retrieval, HttpRetrieval):
+        for start in range(0, len(examples), retrieval.batch_size):
+            questions = [e.question for e in examples[start : start + retrieval.batch_size]]
+            yield from ask(retrieval, questions, retrieval.candidates)
+            advance(len(questions))
+    elif isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own":
+        for example in examples:
+            yield _rank_own(example, retrieval)
+            advance(1)
+    else:
+        questions = [e.question for e in examples]
+        with open_retriever(retrieval, corpus_examples, say) as retriever:
+            rows, scores = kept_rank(retriever, questions, retrieval.candidates, advance)
+        yield from rankings(retriever.corpus, rows, scores)
 
 
 def _rank_own(example: Example, retrieval: Bm25Retrieval) -> Ranking:
-    # An index of its own for each question: what the word frequencies of these few documents say
-    # ranks them better than those of a whole corpus (HotpotQA, 1,677 questions of 10 documents:
-    # gold recall@3 0.755 against 0.666), and at 1.4 ms it needs no cache.
-    if not example.candidates:
-        return []
+    from dro_rl.retrieval.bm25 import rank_own
+
     try:
-        index = Bm25Index.build(example.candidates, retrieval)
+        return rank_own(example.question, example.candidates, retrieval, retrieval.candidates)
     except UserError as error:
         raise UserError(f"example {example.id!r}: {error}") from error
-    return index.search(example.question, retrieval.candidates)
 
 
 def _mark_gold(example: Example, ranking: Ranking) -> Ranking:
     gold = {(d.title, d.text) for d in example.candidates if d.is_gold}
-    return [(replace(d, is_gold=(d.title, d.text) in gold), score) for d, score in ranking]
+    return [(_marked(document, gold), score) for document, score in ranking]
+
+
+def _marked(document: Document, gold: set[tuple[str, str]]) -> Document:
+    is_gold = (document.title, document.text) in gold
+    # Most stay as they are, one Document for all questions that found it.
+    return replace(document, is_gold=is_gold) if is_gold != document.is_gold else document
 
 
 def _with_candidates(

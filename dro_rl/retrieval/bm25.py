@@ -2,84 +2,74 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
 import Stemmer
 
 from dro_rl.errors import UserError
-from dro_rl.records import Document, Example
-from dro_rl.retrieval.corpus import pool, read_corpus
-from dro_rl.retrieval_sections import Bm25Retrieval
+from dro_rl.records import Document
+from dro_rl.retrieval.corpus import Corpus
+from dro_rl.retrieval.retriever import Ranking, Retriever, Say, best
+from dro_rl.retrieval_sections import Bm25
 
 
-@dataclass(frozen=True, slots=True)
-class Bm25Index:
-    """A searchable corpus. Make it with `build`, or with `open_index`, which caches it on disk."""
+class Bm25Retriever(Retriever):
+    """BM25 over titles and texts. Equal scores keep the order of the corpus; passages that share
+    no word with the question score 0 and fill up the list."""
 
-    documents: tuple[Document, ...]
-    scorer: bm25s.BM25
+    kind = "bm25"
 
-    @classmethod
-    def build(cls, documents: Sequence[Document], settings: Bm25Retrieval) -> Bm25Index:
-        """Index the titles and texts of a corpus.
+    def __init__(self, settings: Bm25, cache: Path, say: Say = lambda text: None) -> None:
+        super().__init__(cache, say)
+        self.settings = settings
 
-        Raises:
-            UserError: there is no document, or no word in any of them.
-        """
-        if not documents:
-            raise UserError("the corpus is empty: there are no documents to search")
-        words = _words([f"{document.title} {document.text}" for document in documents])
-        if not any(words):
-            raise UserError("the corpus has no words to search: all documents are blank")
-        scorer = bm25s.BM25(k1=settings.k1, b=settings.b)
-        scorer.index(words, show_progress=False)
-        return cls(tuple(documents), scorer)
+    def makers(self) -> Mapping[str, Any]:
+        versions = {name: version(name) for name in ("bm25s", "PyStemmer")}
+        return {**versions, "words": "english", "k1": self.settings.k1, "b": self.settings.b}
 
-    def search(self, question: str, k: int) -> list[tuple[Document, float]]:
-        """The k best documents (all, if there are fewer) with their scores, best first.
+    def _build(self, corpus: Corpus, folder: Path) -> None:
+        words = [own for block in corpus.blocks() for own in _words(list(map(_text, block)))]
+        _scorer(words, self.settings).save(folder, show_progress=False)
 
-        Equal scores keep the order of the corpus. Documents that share no word with the question
-        score 0 and fill up the list.
-        """
-        words = _words([question])[0]
-        scores = self.scorer.get_scores(words) if words else np.zeros(len(self.documents))
-        return [(self.documents[i], float(scores[i])) for i in _best(scores, k)]
+    def _open(self) -> None:
+        self.scorer = bm25s.BM25.load(self.folder, mmap=True, show_progress=False)
+        if self.scorer.scores["num_docs"] != len(self.corpus):
+            raise ValueError(f"it has {self.scorer.scores['num_docs']} passages")
+
+    def _rank(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.empty((len(questions), k), dtype=np.int64)
+        scores = np.zeros((len(questions), k), dtype=np.float32)
+        for i, words in enumerate(_words(list(questions))):
+            everything = _scores(self.scorer, words, len(self.corpus))
+            rows[i] = best(everything, k)
+            scores[i] = everything[rows[i]]
+        return rows, scores
 
 
-def open_index(corpus_examples: Sequence[Example], settings: Bm25Retrieval) -> Bm25Index:
-    """The index of `corpus_path`, or else of the pooled documents of `corpus_examples`.
+def rank_own(question: str, documents: Sequence[Document], settings: Bm25, k: int) -> Ranking:
+    """The k best of a question's own documents, all if there are fewer.
 
-    It is kept in a folder of `cache_dir` that is named by the hash of what makes the index, so a
-    second call reads it and any change makes another. Processes may call this at once.
+    An index for them alone: what the word frequencies of these few say ranks them better than those
+    of a whole corpus (HotpotQA, 1,677 questions of 10 documents: gold recall@3 0.755 against
+    0.666), and at 1.4 ms it needs no cache.
 
     Raises:
-        UserError: the corpus is empty or unreadable, or `cache_dir` cannot be written.
+        UserError: there is no word in any of them.
     """
-    if settings.corpus_path is not None:
-        documents = read_corpus(settings.corpus_path)
-    else:
-        documents = pool(corpus_examples)
-    folder = Path(settings.cache_dir).expanduser() / _fingerprint(documents, settings)
-    if not folder.is_dir():
-        try:
-            index = Bm25Index.build(documents, settings)
-        except UserError as error:
-            source = settings.corpus_path or "pooled from the data's questions"
-            raise UserError(
-                f"{error} ({source}): set retrieval.corpus_path to a file of passages"
-            ) from error
-        _publish(index.scorer, folder)
-    return Bm25Index(tuple(documents), bm25s.BM25.load(folder, show_progress=False))
+    if not documents:
+        return []
+    scorer = _scorer(_words(list(map(_text, documents))), settings)
+    scores = _scores(scorer, _words([question])[0], len(documents))
+    return [(documents[i], float(scores[i])) for i in best(scores, min(k, len(documents)))]
+
+
+def _text(document: Document) -> str:
+    return f"{document.title} {document.text}"
 
 
 def _words(texts: list[str]) -> list[list[str]]:
@@ -91,43 +81,13 @@ def _words(texts: list[str]) -> list[list[str]]:
     return words
 
 
-def _best(scores: np.ndarray, k: int) -> list[int]:
-    """The positions of the k highest scores, equal ones in order; sorts no more than it must."""
-    k = min(k, len(scores))
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    positions = np.flatnonzero(scores >= threshold)
-    return positions[np.argsort(-scores[positions], kind="stable")][:k].tolist()
+def _scorer(words: list[list[str]], settings: Bm25) -> bm25s.BM25:
+    if not any(words):
+        raise UserError("the corpus has no words to search: all documents are blank")
+    scorer = bm25s.BM25(k1=settings.k1, b=settings.b)
+    scorer.index(words, show_progress=False)
+    return scorer
 
 
-def _fingerprint(documents: Sequence[Document], settings: Bm25Retrieval) -> str:
-    makers = {
-        "bm25s": version("bm25s"),
-        "PyStemmer": version("PyStemmer"),
-        "words": "english",
-        "k1": settings.k1,
-        "b": settings.b,
-    }
-    digest = hashlib.sha256(json.dumps(makers).encode())
-    for document in documents:
-        digest.update(json.dumps([document.title, document.text]).encode())
-    return f"bm25-{digest.hexdigest()[:32]}"
-
-
-def _publish(scorer: bm25s.BM25, folder: Path) -> None:
-    """Write the index beside `folder`, then rename it, so that a folder is always whole."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder.parent}: {error.strerror}: set retrieval.cache_dir to a "
-            "folder that can be written"
-        ) from error
-    try:
-        scorer.save(building, show_progress=False)
-        os.replace(building, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first with the same index
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+def _scores(scorer: bm25s.BM25, words: list[str], documents: int) -> np.ndarray:
+    return scorer.get_scores(words) if words else np.zeros(documents, dtype=np.float32)

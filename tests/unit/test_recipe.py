@@ -154,7 +154,7 @@ def test_every_problem_is_told_at_once(write):
         ),
         (
             ["data={kind: facts, documents: 10}", "retrieval.kind=bm25"],
-            "set retrieval.corpus: own",
+            "set retrieval.kind: bm25 and retrieval.corpus: own",
         ),
         (
             ["retrieval={kind: bm25, corpus: own, corpus_path: x.jsonl}"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from real_data import REAL, needs_real_data
 
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
-from dro_rl.retrieval import Bm25Index, add_candidates, open_index
+from dro_rl.retrieval import add_candidates, open_retriever
 from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval
 
 pytestmark = pytest.mark.unit
@@ -140,49 +141,34 @@ def test_corpus_path_is_searched_instead(tmp_path):
     assert [d.title for d in found.candidates if d.is_gold] == ["Dogs"]
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ('{"text": "a"}\n{"text": ', "line 2: Invalid JSON"),
-        ('{"text": "a"}\n{"title": "b"}', "line 2: text: Field required"),
-        ('{"text": 3}', "line 1: text: Input should be a valid string"),
-        ("", "the corpus is empty"),
-        ('{"text": ""}', "the corpus has no words"),
-        (None, "cannot read"),
-    ],
-)
-def test_a_bad_corpus_file_is_named(tmp_path, content, told):
-    path = tmp_path / "corpus.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=told) as error:
-        open_index([], bm25(tmp_path, corpus_path=str(path)))
-    assert str(path) in str(error.value)
-
-
 def test_an_empty_pool_is_an_error(tmp_path):
     bare = [example("bare", "Which?")]
     with pytest.raises(UserError, match=r"the corpus is empty.*retrieval.corpus_path"):
         add_candidates(bare, bare, bm25(tmp_path), seed=0, required=1)
-    with pytest.raises(UserError, match="the corpus is empty"):
-        Bm25Index.build([], bm25(tmp_path))
+
+
+def search(tmp_path, question: str, k: int, *documents: Document, **settings):
+    """The ranking of one question over these documents."""
+    corpus = [example("corpus", "", *documents)]
+    with open_retriever(bm25(tmp_path, **settings), corpus) as retriever:
+        return retriever.search([question], k)[0]
 
 
 def test_search_fills_up_with_documents_that_share_no_word(tmp_path):
-    index = Bm25Index.build([CATS, DOGS, FISH, BIRDS], bm25(tmp_path))
-    found = index.search("Do dogs bark?", 3)
+    animals = CATS, DOGS, FISH, BIRDS
+    found = search(tmp_path, "Do dogs bark?", 3, *animals)
     assert found[0][0] == DOGS
     assert found[0][1] > 0
     assert found[1:] == [(CATS, 0.0), (FISH, 0.0)]  # ties keep the corpus's order
-    assert len(index.search("rivers", 100)) == 4
+    assert len(search(tmp_path, "rivers", 100, *animals)) == 4
     for nothing in ("", "who is it?", "xylophone"):
-        assert [score for _, score in index.search(nothing, 2)] == [0.0, 0.0]
+        assert [score for _, score in search(tmp_path, nothing, 2, *animals)] == [0.0, 0.0]
 
 
 def test_settings_of_bm25_are_used(tmp_path):
     documents = [Document("", "river"), Document("", "river " + "stone " * 30)]
-    flat, steep = (Bm25Index.build(documents, bm25(tmp_path, b=b)) for b in (0.0, 1.0))
-    spread = [abs(s[0][1] - s[1][1]) for s in (i.search("river", 2) for i in (flat, steep))]
+    flat, steep = (search(tmp_path, "river", 2, *documents, b=b) for b in (0.0, 1.0))
+    spread = [abs(found[0][1] - found[1][1]) for found in (flat, steep)]
     assert spread[0] == pytest.approx(0)
     assert spread[1] > 0.01
 
@@ -190,18 +176,32 @@ def test_settings_of_bm25_are_used(tmp_path):
 # --- the cache ----------------------------------------------------------------------------------
 
 
-def test_a_second_call_reads_the_index_from_disk(tmp_path, monkeypatch):
-    first = open_index(QUESTIONS, bm25(tmp_path)).search("rivers", 4)
+def folders(tmp_path: Path, kind: str) -> list[Path]:
+    return list((tmp_path / "cache").glob(f"{kind}-*"))
 
-    def build(*_, **__):
-        raise AssertionError("built again")
 
-    monkeypatch.setattr(bm25s.BM25, "index", build)
-    assert open_index(QUESTIONS, bm25(tmp_path)).search("rivers", 4) == first
-    with pytest.raises(AssertionError):  # another corpus
-        open_index(QUESTIONS[:1], bm25(tmp_path))
-    with pytest.raises(AssertionError):  # other settings
-        open_index(QUESTIONS, bm25(tmp_path, k1=0.9))
+def test_candidates_are_read_from_disk_the_second_time(tmp_path, monkeypatch):
+    def found(questions=QUESTIONS, **settings):
+        return add_candidates(questions, QUESTIONS, bm25(tmp_path, **settings), seed=0, required=2)
+
+    first = found()
+    monkeypatch.setattr(bm25s.BM25, "load", None)  # to search would need it
+    assert found() == first
+    for other in ({"candidates": 2}, {"k1": 0.9}, {"questions": QUESTIONS[:1]}):
+        with pytest.raises(TypeError):
+            found(**other)
+    assert len(folders(tmp_path, "corpus")) == 1
+    assert len(folders(tmp_path, "bm25")) == 2  # one a k1
+
+
+def test_an_index_is_made_once(tmp_path, monkeypatch):
+    first = search(tmp_path, "rivers", 2, CATS, FISH)
+    monkeypatch.setattr(bm25s.BM25, "index", None)
+    assert search(tmp_path, "rivers", 2, CATS, FISH) == first
+    with pytest.raises(TypeError):  # another corpus
+        search(tmp_path, "rivers", 2, CATS, FISH, DOGS)
+    with pytest.raises(TypeError):  # other settings
+        search(tmp_path, "rivers", 2, CATS, FISH, k1=0.9)
 
 
 def test_an_interrupted_build_leaves_nothing_that_is_read(tmp_path, monkeypatch):
@@ -214,10 +214,10 @@ def test_an_interrupted_build_leaves_nothing_that_is_read(tmp_path, monkeypatch)
 
     monkeypatch.setattr(bm25s.BM25, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        open_index(QUESTIONS, bm25(tmp_path))
-    assert list((tmp_path / "cache").iterdir()) == []
+        search(tmp_path, "bark", 1, CATS, DOGS)
+    assert folders(tmp_path, "bm25") == folders(tmp_path, ".building") == []
     monkeypatch.undo()
-    assert open_index(QUESTIONS, bm25(tmp_path)).search("bark", 1)[0][0] == DOGS
+    assert search(tmp_path, "bark", 1, CATS, DOGS)[0][0] == DOGS
 
 
 def test_builders_at_once_agree(tmp_path, monkeypatch):
@@ -229,24 +229,73 @@ def test_builders_at_once_agree(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bm25s.BM25, "save", save_together)
     found = []
-
-    def search():
-        found.append(open_index(QUESTIONS, bm25(tmp_path)).search("rivers", 4))
-
-    threads = [threading.Thread(target=search) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(search(tmp_path, "rivers", 2, CATS, FISH)))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 4
     assert all(f == found[0] for f in found)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(folders(tmp_path, "bm25")) == len(folders(tmp_path, "corpus")) == 1
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"set retrieval.cache_dir to a folder"):
-        open_index(QUESTIONS, bm25(tmp_path))
+        search(tmp_path, "rivers", 1, CATS)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "damage", "told"),
+    [
+        ("bm25", "data.csc.index.npy", cut, "its file data.csc.index.npy has"),
+        ("bm25", "data.csc.index.npy", Path.unlink, "its file data.csc.index.npy is missing"),
+        ("bm25", "data.csc.index.npy", spoil, ""),
+        ("bm25", "vocab.index.json", spoil, ""),
+        ("bm25", "made.json", Path.unlink, "its made.json cannot be read"),
+        ("bm25", "made.json", cut, "its made.json cannot be read"),
+        ("corpus", "passages.arrow", cut, "its file passages.arrow has"),
+        ("corpus", "passages.arrow", spoil, "passages.arrow: "),
+        ("candidates", "rows.npy", spoil, ""),
+    ],
+)
+def test_what_is_damaged_is_named_and_not_used(tmp_path, kind, file, damage, told):
+    def found(name: str):
+        questions = [replace(q, id=name) for q in QUESTIONS]
+        return add_candidates(questions, QUESTIONS, bm25(tmp_path), seed=0, required=2)
+
+    found("first")
+    (folder,) = folders(tmp_path, kind)
+    damage(folder / file)
+    if kind == "bm25":
+        shutil.rmtree(folders(tmp_path, "candidates")[0])
+    with pytest.raises(UserError, match="remove the folder, and it is made again") as error:
+        found("second")
+    assert f"{folder} is damaged: {told}" in str(error.value)
+    shutil.rmtree(folder)
+    found("third")
+
+
+def test_an_index_of_another_corpus_is_refused(tmp_path):
+    search(tmp_path, "rivers", 1, CATS, FISH)
+    (first,) = folders(tmp_path, "bm25")
+    search(tmp_path, "rivers", 1, DOGS, BIRDS)
+    (second,) = set(folders(tmp_path, "bm25")) - {first}
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    with pytest.raises(UserError, match="it was made of another corpus"):
+        search(tmp_path, "rivers", 1, DOGS, BIRDS)
 
 
 # --- real questions -----------------------------------------------------------------------------

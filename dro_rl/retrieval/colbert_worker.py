@@ -1,0 +1,55 @@
+"""ColBERT by RAGatouille, as it runs in an environment of its own.
+
+It travels there by value: it imports nothing of this project, and only what that environment has.
+A passage's id is its row in the corpus.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+
+class Worker:
+    """Indexes a corpus, or searches an index."""
+
+    def __init__(self, model: str, max_length: int) -> None:
+        self.model, self.max_length = model, max_length
+
+    def index(self, passages: str, folder: str) -> None:
+        """Make an index of an Arrow file of titles and texts in an empty folder."""
+        from ragatouille import RAGPretrainedModel
+
+        texts = _texts(passages)
+        model = RAGPretrainedModel.from_pretrained(self.model, index_root=folder, verbose=0)
+        model.index(
+            collection=texts,
+            document_ids=[str(row) for row in range(len(texts))],
+            index_name="index",
+            max_document_length=self.max_length,
+            split_documents=False,
+            use_faiss=True,  # its own k-means compares every token with every centroid at once
+        )
+
+    def open(self, folder: str) -> None:
+        """Load an index; one that was just made has to be opened too, or its search fails."""
+        from ragatouille import RAGPretrainedModel
+
+        self.searcher = RAGPretrainedModel.from_index(f"{folder}/colbert/indexes/index")
+
+    def search(self, questions: list[str], k: int) -> list[list[tuple[int, float]]]:
+        """(row, score) of up to k passages of each question, best first."""
+        found = self.searcher.search(questions, k=k)
+        if len(questions) == 1:  # of which RAGatouille makes a single list
+            found = [found]
+        return [[(int(hit["document_id"]), float(hit["score"])) for hit in hits] for hits in found]
+
+
+def _texts(passages: str) -> list[str]:
+    import pyarrow as pa
+
+    texts = []
+    reader = pa.ipc.open_file(pa.memory_map(passages))
+    for number in range(reader.num_record_batches):
+        columns = reader.get_batch(number).to_pydict()
+        pairs = zip(columns["title"], columns["text"], strict=True)
+        texts += [f"{title} {text}".strip() for title, text in pairs]
+    return texts
