@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, PlainSerializer
 
-from dro_rl.records import Document, Example, Outcome
+from dro_rl.records import Document, Example, Metric, Outcome
 from dro_rl.reward.base import Need, Scale
 
 
@@ -47,6 +47,7 @@ class WireQuestion(BaseModel):
     question: str
     answers: list[str]
     parts: list[str] = []
+    metric: Metric = "squad"
     candidates: list[WireDocument] = []
     scores: list[Number] = []
     selections: list[WireSelection]
@@ -77,6 +78,7 @@ def _question(group: Sequence[Outcome]) -> WireQuestion:
         question=example.question,
         answers=list(example.answers),
         parts=list(example.parts),
+        metric=example.metric,
         candidates=[
             WireDocument(title=d.title, text=d.text, is_gold=d.is_gold) for d in example.candidates
         ],
@@ -111,6 +113,7 @@ def _outcomes(question: WireQuestion) -> list[Outcome]:
         candidates,
         tuple(question.parts),
         tuple(question.scores),
+        question.metric,
     )
     for selection in question.selections:
         if max(selection.documents, default=-1) >= len(candidates):

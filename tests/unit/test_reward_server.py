@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 
 CANDIDATES = (Document("Lyon", "A city.", True), Document("Oslo", "Another <|end|> ✓."))
 EXAMPLES = [
-    Example("q1", "Where?", ("Lyon", "Lyons"), CANDIDATES, ("Ly", "on"), (2.5, -1.0)),
+    Example("q1", "Where?", ("Lyon", "Lyons"), CANDIDATES, ("Ly", "on"), (2.5, -1.0), "hotpotqa"),
     Example("q2", "Who?", ("Kovac",), CANDIDATES),
 ]
 OUTCOMES = [
@@ -143,7 +143,9 @@ def test_the_request_in_the_docs_gets_the_reply_in_the_docs():
     text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
     request, reply = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     client = TestClient(make_app(load_reward("rewards/f1.py")))
-    assert client.post("/score", content=request).json() == json.loads(reply)
+    assert client.post(
+        "/score", content=request, headers={"content-type": "application/json"}
+    ).json() == json.loads(reply)
 
 
 @pytest.mark.parametrize(
