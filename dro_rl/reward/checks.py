@@ -14,9 +14,20 @@ from dro_rl.reward.base import Reward, Scale
 
 
 def checked_scores(reward: Reward, outcomes: Sequence[Outcome]) -> list[float]:
-    """What a reward returns for the outcomes of any number of questions, on its own scale.
+    """The same as `usable_scores`; what the reward raises goes through with its traceback, once the
+    example has been named."""
+    try:
+        return usable_scores(reward, outcomes)
+    except (UserError, BdbQuit):  # who leaves the debugger knows where
+        raise
+    except Exception:
+        told = f"reward {type(reward).__name__} raised on {_culprit(reward, outcomes)}"
+        print(told, file=sys.stderr)
+        raise
 
-    What it raises itself goes through with its traceback, once the example is named.
+
+def usable_scores(reward: Reward, outcomes: Sequence[Outcome]) -> list[float]:
+    """What a reward returns for the outcomes of any number of questions, on its own scale.
 
     Raises:
         UserError: wrong length, not a real number, not finite (but -inf, log 0, on a log scale), or
@@ -24,14 +35,7 @@ def checked_scores(reward: Reward, outcomes: Sequence[Outcome]) -> list[float]:
     """
     if not outcomes:
         return []
-    name = type(reward).__name__
-    try:
-        values = reward.score(outcomes)
-    except (UserError, BdbQuit):  # who leaves the debugger knows where
-        raise
-    except Exception:
-        print(f"reward {name} raised on {_culprit(reward, outcomes)}", file=sys.stderr)
-        raise
+    name, values = type(reward).__name__, reward.score(outcomes)
     if not isinstance(values, list) or len(values) != len(outcomes):
         got = f"{len(values)} values" if isinstance(values, list) else type(values).__name__
         raise UserError(

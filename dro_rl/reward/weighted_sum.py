@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dro_rl.errors import UserError
 from dro_rl.records import Outcome
 from dro_rl.reward.base import Reward, Scale
-from dro_rl.reward.checks import as_scale, checked_scores, place_of
+from dro_rl.reward.checks import as_scale, place_of, usable_scores
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Term:
 
     def scores(self, outcomes: Sequence[Outcome]) -> list[float]:
         """Weighted, on the term's scale."""
-        values = checked_scores(self.reward, outcomes)
+        values = usable_scores(self.reward, outcomes)
         return [self._weighted(v, o) for v, o in zip(values, outcomes, strict=True)]
 
     def _weighted(self, value: float, outcome: Outcome) -> float:

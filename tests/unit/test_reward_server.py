@@ -143,9 +143,7 @@ def test_the_request_in_the_docs_gets_the_reply_in_the_docs():
     text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
     request, reply = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     client = TestClient(make_app(load_reward("rewards/f1.py")))
-    assert client.post(
-        "/score", content=request, headers={"content-type": "application/json"}
-    ).json() == json.loads(reply)
+    assert client.post("/score", json=json.loads(request)).json() == json.loads(reply)
 
 
 @pytest.mark.parametrize(

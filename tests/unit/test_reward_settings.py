@@ -10,6 +10,7 @@ from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example, Outcome
 from dro_rl.reward import Reward, load_reward
+from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.weighted_sum import Term, WeightedSum
 from dro_rl.start import scores_while_learning
 
@@ -273,8 +274,6 @@ class Raises(Reward):
 
 
 def test_a_reward_that_raises_keeps_its_traceback_and_the_example_is_named(tmp_path, capsys):
-    from dro_rl.reward.checks import checked_scores
-
     path = tmp_path / "raises.py"
     path.write_text(RAISES)
     with pytest.raises(ZeroDivisionError) as told:
@@ -282,3 +281,12 @@ def test_a_reward_that_raises_keeps_its_traceback_and_the_example_is_named(tmp_p
     assert str(told.traceback[-2].path) == str(path)
     said = capsys.readouterr().err
     assert said == "reward Raises raised on example q9 (selection of no document)\n"
+
+
+def test_a_term_that_raises_is_named_once(tmp_path, capsys):
+    path = tmp_path / "raises.py"
+    path.write_text(RAISES)
+    with pytest.raises(ZeroDivisionError):
+        checked_scores(reward_of(f"reward=[rewards/gold_recall.py, {path}]"), OUTCOMES)
+    said = capsys.readouterr().err
+    assert said == "reward WeightedSum raised on example q9 (selection of no document)\n"
