@@ -245,7 +245,8 @@ def other(monkeypatch):
     ],
 )
 def test_a_reply_that_is_no_use_names_the_address_and_the_item(other, reply, told):
-    client = load_reward(address(other.url, timeout=0.2, attempts=2))
+    hangs = reply[-1] > 0
+    client = load_reward(address(other.url, timeout=0.2 if hangs else 20, attempts=2))
     other.reply = reply
     with pytest.raises(UserError, match=told):
         checked_scores(client, OUTCOMES)
