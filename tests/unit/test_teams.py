@@ -86,7 +86,7 @@ def test_what_is_sampled_in_the_background_is_the_same(folder, workers):
 
 
 def test_a_call_that_hangs_will_name_the_reward(folder):
-    """By its role, which is what the cluster's message says: tests/integration/test_ray_cluster.py"""
+    """By its role, which a time-out's message has: tests/integration/test_ray_cluster.py."""
 
     class Recording:
         def __init__(self, cluster):
