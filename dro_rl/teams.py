@@ -103,7 +103,7 @@ class Teams:
             given = [[answers[n.rollout][i] for i in n.selections] for n in new] if answers else []
             answer_parts = self._parts(given) if answers else [None] * len(parts)
             calls = list(zip(parts, answer_parts, strict=True))
-            scored: list[ScoredRollout] = self._map(self.reward, "score", calls, advance)
+            scored = self._map(self.reward, "score", calls, advance)
             return [[(v, s.answer_tokens) for v in s.log_rewards] for s in scored]
 
         rows = self.known_scores.look_up(rollouts, ask, advance)
@@ -136,10 +136,7 @@ class Teams:
         return self._map(self.learners["selector"], "values", calls, advance)
 
     def answer_all(self, rollouts: Sequence[Rollout], advance: Advance) -> list[list[str]]:
-        """The generator's greedy answer to each selection of each rollout; equal ones once.
-
-        `advance` counts rollouts.
-        """
+        """The generator's greedy answer to each selection of each rollout; equal ones once."""
 
         def ask(new: list[New]) -> list[list[str]]:
             groups = [n.of(rollouts) for n in new]
@@ -197,8 +194,7 @@ class Teams:
             self.known_scores.clear()
 
     def known(self) -> dict[str, Any]:
-        """What is remembered, as plain values, for a checkpoint: a resumed run that found it out
-        again would do so to the last bit but one."""
+        """What is remembered, as plain values: found out again, it might differ in the last bit."""
         return {name: getattr(self, name).state() for name in _KNOWN}
 
     def restore_known(self, known: Mapping[str, Any]) -> None:

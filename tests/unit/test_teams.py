@@ -83,3 +83,22 @@ def test_what_is_sampled_in_the_background_is_the_same(folder, workers):
     teams = make_teams(folder, workers)
     wait = teams.begin_select(EXAMPLES, 4, 7)
     assert wait() == teams.select(EXAMPLES, 4, 7, nothing)
+
+
+def test_a_call_that_hangs_will_name_the_reward(folder):
+    """By its role, which a time-out's message has: tests/integration/test_ray_cluster.py."""
+
+    class Recording:
+        def __init__(self, cluster):
+            self.cluster, self.roles = cluster, []
+
+        def start(self, role, *args):
+            self.roles.append(role)
+            return self.cluster.start(role, *args)
+
+    recipe = make_recipe(folder, reward={"use": "rewards/f1.py", "beta": 2})
+    with open_cluster(recipe.cluster, 4) as cluster:
+        recording = Recording(cluster)
+        models = {p: recipe.policy(p).model for p in POLICIES}
+        start_teams(recipe, recording, models, Console(), None)
+    assert "reward service (rewards/f1.py (beta: 2))" in recording.roles
