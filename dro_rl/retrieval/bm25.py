@@ -13,7 +13,9 @@ import Stemmer
 
 from dro_rl.errors import UserError
 from dro_rl.records import Document
+from dro_rl.retrieval.bm25_blocks import build_in_blocks
 from dro_rl.retrieval.corpus import Corpus
+from dro_rl.retrieval.folders import scratch
 from dro_rl.retrieval.retriever import Ranking, Retriever, Say, best
 from dro_rl.retrieval_sections import Bm25
 
@@ -33,8 +35,10 @@ class Bm25Retriever(Retriever):
         return {**versions, "words": "english", "k1": self.settings.k1, "b": self.settings.b}
 
     def _build(self, corpus: Corpus, folder: Path) -> None:
-        words = [own for block in corpus.blocks() for own in _words(list(map(_text, block)))]
-        _scorer(words, self.settings).save(folder, show_progress=False)
+        words = (_words(list(map(_text, block))) for block in corpus.blocks())
+        empty = bm25s.BM25(k1=self.settings.k1, b=self.settings.b)
+        with scratch(self.cache) as place:
+            build_in_blocks(words, empty, place).save(folder, show_progress=False)
 
     def _open(self) -> None:
         self.scorer = bm25s.BM25.load(self.folder, mmap=True, show_progress=False)

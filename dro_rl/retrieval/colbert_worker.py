@@ -37,9 +37,9 @@ class Worker:
 
     def search(self, questions: list[str], k: int) -> list[list[tuple[int, float]]]:
         """(row, score) of up to k passages of each question, best first."""
-        found = self.searcher.search(questions, k=k)
-        if len(questions) == 1:  # of which RAGatouille makes a single list
-            found = [found]
+        # One by one: RAGatouille pads a batch by its longest question with [MASK]s, which count,
+        # so that a question's passages would depend on what else is asked.
+        found = [self.searcher.search(question, k=k) for question in questions]
         return [[(int(hit["document_id"]), float(hit["score"])) for hit in hits] for hits in found]
 
 

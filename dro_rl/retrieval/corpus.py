@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,21 @@ def _known(cache: Path, stamp: Any, read: Any, source: str) -> Corpus:
 def _write(cache: Path, passages: Iterable[Document], source: str) -> Corpus:
     """Write distinct passages to a folder named by their hash.
 
-    What has been seen is kept as 8 bytes a passage, some 1.5 GB for 21 million.
+    What has been seen is kept as a number of 8 bytes a passage: with Python's set some 1.5 GB for
+    21 million.
     """
+    rest = iter(passages)
+    first = next(rest, None)  # before anything is written
+    if first is None:
+        raise UserError(
+            f"the corpus is empty: there are no documents to search ({source}): set "
+            "retrieval.corpus_path to a file of passages"
+        )
     seen: set[int] = set()
     content = hashlib.sha256()
 
     def distinct() -> Iterator[Document]:
-        for passage in passages:
+        for passage in chain([first], rest):
             key = f"{len(passage.title)} {passage.title}{passage.text}".encode()
             own = hashlib.blake2b(key, digest_size=16).digest()
             short = int.from_bytes(own[:8])
@@ -137,11 +145,6 @@ def _write(cache: Path, passages: Iterable[Document], source: str) -> Corpus:
     # The name is known when all is written, so it is written beside and then given its name.
     with scratch(cache) as building:
         _write_arrow(building / _FILE, distinct())
-        if not seen:
-            raise UserError(
-                f"the corpus is empty: there are no documents to search ({source}): set "
-                "retrieval.corpus_path to a file of passages"
-            )
 
         def move(folder: Path) -> None:
             os.replace(building / _FILE, folder / _FILE)

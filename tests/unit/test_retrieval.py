@@ -196,7 +196,7 @@ def test_candidates_are_read_from_disk_the_second_time(tmp_path, monkeypatch):
 
 def test_an_index_is_made_once(tmp_path, monkeypatch):
     first = search(tmp_path, "rivers", 2, CATS, FISH)
-    monkeypatch.setattr(bm25s.BM25, "index", None)
+    monkeypatch.setattr(bm25s.BM25, "save", None)
     assert search(tmp_path, "rivers", 2, CATS, FISH) == first
     with pytest.raises(TypeError):  # another corpus
         search(tmp_path, "rivers", 2, CATS, FISH, DOGS)
