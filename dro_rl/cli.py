@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from dro_rl.cli_services import retriever, rewards
+from dro_rl.command_line import (
+    Overrides,
+    RecipeName,
+    RunPath,
+    load,
+    prepare_process,
+    require_run,
+    resumed,
+    with_environment,
+)
 from dro_rl.errors import UserError
 from dro_rl.libraries import quiet_libraries
 
@@ -24,16 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-retriever = typer.Typer(no_args_is_help=True)
-app.add_typer(retriever, name="retriever", help="A recipe's retriever as a service.")
-
-RecipeName = Annotated[
-    str, typer.Argument(help="A recipe's file, or the name of one that the project carries.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
-]
-RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
+app.add_typer(retriever, name="retriever")
+app.add_typer(rewards, name="reward")
 
 
 def main() -> None:
@@ -58,12 +59,12 @@ def train(
 ) -> None:
     """Train both policies of a recipe."""
     if resume:
-        loaded = _resumed(
-            resume, _with_environment([*([recipe] if recipe else []), *(overrides or [])])
+        loaded = resumed(
+            resume, with_environment([*([recipe] if recipe else []), *(overrides or [])])
         )
     else:
-        loaded = _load(recipe, overrides)
-    _prepare_process(loaded)
+        loaded = load(recipe, overrides)
+    prepare_process(loaded)
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
 
@@ -86,7 +87,7 @@ def train(
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe; show it resolved, its sizes in words, and the memory of each process."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     import yaml
 
     from dro_rl.estimate import in_words, memory
@@ -102,8 +103,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def data(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Show what a recipe trains and evaluates on: counts, lengths, what retrieval finds."""
-    loaded = _load(recipe, overrides)
-    _prepare_process(loaded)
+    loaded = load(recipe, overrides)
+    prepare_process(loaded)
     from dro_rl.data_report import report_data
     from dro_rl.tracking.console import Console
 
@@ -122,9 +123,9 @@ def evaluate(
     """Evaluate a run's policies, on its held-out questions or on others."""
     from dro_rl.recipe_file import load_recipe, localise
 
-    _require_run(run)
-    loaded = localise(load_recipe(str(run / "recipe.yaml"), _with_environment(overrides)))
-    _prepare_process(loaded)
+    require_run(run)
+    loaded = localise(load_recipe(str(run / "recipe.yaml"), with_environment(overrides)))
+    prepare_process(loaded)
     from dro_rl.inference import evaluate_run
     from dro_rl.tracking.console import Console
 
@@ -140,8 +141,8 @@ def warmup(
     ] = None,
 ) -> None:
     """Make the policies that training starts from, by supervised warm-up."""
-    loaded = _load(recipe, overrides)
-    _prepare_process(loaded)
+    loaded = load(recipe, overrides)
+    prepare_process(loaded)
     from dro_rl.tracking.console import Console
     from dro_rl.warmup import warm_up
 
@@ -163,30 +164,13 @@ def answer(
     """Retrieve, select and answer; show the selected documents."""
     from dro_rl.recipe_file import load_recipe, localise
 
-    _require_run(run)
+    require_run(run)
     loaded = localise(load_recipe(str(run / "recipe.yaml")))
-    _prepare_process(loaded)
+    prepare_process(loaded)
     from dro_rl.inference import answer_question
     from dro_rl.tracking.console import Console
 
     answer_question(run.absolute(), loaded, question, documents, iteration, Console())
-
-
-@retriever.command("serve")
-def serve_retriever(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines ask.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8100,
-    timeout: Annotated[float, typer.Option(min=0.1, help="For one request [s].")] = 60,
-) -> None:
-    """Serve a recipe's retriever over HTTP, for retrieval.kind: http and your own programs."""
-    loaded = _load(recipe, overrides)
-    _prepare_process(loaded)
-    from dro_rl.retriever_server import serve_forever
-    from dro_rl.tracking.console import Console
-
-    serve_forever(loaded, host, port, timeout, Console())
 
 
 @app.command()
@@ -205,7 +189,7 @@ def compare(
     from dro_rl.comparison.spec import load_comparison
     from dro_rl.tracking.console import Console
 
-    changes = _with_environment(overrides)
+    changes = with_environment(overrides)
     comparison = load_comparison(file, changes)
     command = shlex.join(["dro-rl", "compare", file, *changes])
     if not run_comparison(comparison, command, jobs, Console()):
@@ -221,9 +205,9 @@ def variance(
     """How noisy the selector's gradient is, by estimator, m and iteration of a run."""
     from dro_rl.recipe_file import load_recipe, localise
 
-    _require_run(run)
+    require_run(run)
     loaded = localise(load_recipe(str(run / "recipe.yaml")))
-    _prepare_process(loaded)
+    prepare_process(loaded)
     from dro_rl.tracking.console import Console
     from dro_rl.variance import measure
 
@@ -242,8 +226,8 @@ def profile(
     ] = None,
 ) -> None:
     """Run a recipe's stages on a batch in one process under torch.profiler; show the top of it."""
-    loaded = _load(recipe, [*(overrides or []), "cluster.mode=local"])
-    _prepare_process(loaded)
+    loaded = load(recipe, [*(overrides or []), "cluster.mode=local"])
+    prepare_process(loaded)
     from dro_rl.profiling import profile as run_profiler
     from dro_rl.tracking.console import Console
 
@@ -268,85 +252,6 @@ def report(
     typer.echo(f"written: {path}")
 
 
-# --- rewards ------------------------------------------------------------------------------------
-
-
-class _RunUnlessNamed(TyperGroup):
-    """`reward FILE ...` is `reward run FILE ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-rewards = typer.Typer(cls=_RunUnlessNamed, no_args_is_help=True)
-app.add_typer(
-    rewards,
-    name="reward",
-    help="Run a reward on a few questions (reward FILE --recipe R), or serve it over HTTP.",
-)
-RewardName = Annotated[
-    str,
-    typer.Argument(
-        help="What a recipe's `reward` may say: a file, module:Class, an address, "
-        '"{use: FILE, SETTING: ...}", or a list of these.',
-        metavar="REWARD",
-    ),
-]
-
-
-@rewards.command("run")
-def run_reward(
-    reward: RewardName,
-    recipe: Annotated[str, typer.Option(help="Where questions and policies come from.")],
-    overrides: Overrides = None,
-    questions: Annotated[int, typer.Option(min=1, help="Training questions to show.")] = 4,
-) -> None:
-    """Run a reward on a few questions in the foreground; show selections, answers and scores."""
-    here = ("cluster.mode=local", "rollout.engine=transformers")  # no engine to start
-    loaded = _load(recipe, [*(overrides or []), f"reward={reward}", *here])
-    _prepare_process(loaded)
-    from dro_rl.reward_command import run_reward as run
-    from dro_rl.tracking.console import Console
-
-    run(loaded, questions, Console())
-
-
-@rewards.command("serve")
-def serve_reward(
-    reward: RewardName,
-    host: Annotated[str, typer.Option(help="0.0.0.0 for every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8100,
-) -> None:
-    """Serve a reward over HTTP, for `reward: http://HOST:PORT/score`; DRO_RL_TOKEN guards it."""
-    from dro_rl.reward import load_reward
-    from dro_rl.reward.server import serve
-    from dro_rl.reward_sections import read_reward
-
-    serve(load_reward(read_reward(reward)), host, port, lambda text: print(text, flush=True))
-
-
-# --- helpers --------------------------------------------------------------------------------------
-
-
-def _load(name: str | None, overrides: list[str] | None) -> Recipe:
-    from dro_rl.recipe_file import load_recipe, localise
-
-    if name is None:
-        raise UserError("which recipe? Give its file, or --resume RUN")
-    return localise(load_recipe(name, _with_environment(overrides)))
-
-
-def _with_environment(overrides: list[str] | None) -> list[str]:
-    """Overrides of the command line after those of DRO_RL_OVERRIDES (for `ray job submit`)."""
-    text = os.environ.get("DRO_RL_OVERRIDES", "")
-    try:
-        return [*shlex.split(text), *(overrides or [])]
-    except ValueError as error:
-        raise UserError(f"DRO_RL_OVERRIDES={text}: {error}") from error
-
-
 def _about_reward(recipe: Recipe) -> str:
     from dro_rl.reward import load_reward
 
@@ -356,39 +261,3 @@ def _about_reward(recipe: Recipe) -> str:
     reward = load_reward(recipe.reward)
     needs = " and ".join(reward.needs) or "neither likelihood nor answer"
     return f"The reward's scale is {reward.scale}; it needs {needs}."
-
-
-_MAY_CHANGE = ("training.iterations", "training.early_stop", "cluster.", "rollout.workers")
-
-
-def _resumed(run: Path, overrides: list[str]) -> Recipe:
-    from dro_rl.recipe_file import load_recipe, localise
-
-    _require_run(run)
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(
-                f"--resume {run} uses the run's own recipe: drop {override}, or start a new run"
-            )
-        if not override.startswith(_MAY_CHANGE):
-            raise UserError(
-                f"override {override!r}: a resumed run may change only {', '.join(_MAY_CHANGE)} "
-                "(anything else would be another experiment): start a new run for it"
-            )
-    place = f"tracking.run_dir={run.absolute()}"
-    return localise(load_recipe(str(run / "recipe.yaml"), [*overrides, place]))
-
-
-def _require_run(run: Path) -> None:
-    from dro_rl.tracking.run_directory import RunDirectory
-
-    RunDirectory.open(run)
-
-
-def _prepare_process(recipe: Recipe) -> None:
-    """What must stand in the environment before torch is imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(recipe.cluster.threads))
-    if recipe.cluster.mode == "local" and recipe.rollout.engine == "vllm":
-        from dro_rl.rollout.environment import engine_environment
-
-        os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
