@@ -22,10 +22,7 @@ colbert-env: setup ## .venv-colbert, for retrieval.kind: colbert (2 GB)
 demo: setup ## DRO on the built-in world, end to end; ARGS are overrides
 	@$(BIN)/dro-rl train recipes/demo.yaml $(ARGS)
 
-paper-colbert-env: setup ## .venv-colbert, for retrieval.kind: colbert (2 GB)
-	@bash scripts/colbert_env.sh
-
-demo: setup ## the paper's analyses on the built-in world, about an hour on 2 cores; ARGS="--jobs 2"
+paper-demo: setup ## the paper's analyses on the built-in world, about an hour on 2 cores; ARGS="--jobs 2"
 	@[ -d runs/twenty-warmup/generator ] || $(BIN)/dro-rl warmup recipes/twenty.yaml
 	@for f in table_3_figure_5 figure_3 figure_6 initialisation retriever_quality; do \
 		$(BIN)/dro-rl compare recipes/paper/$$f.yaml $(ARGS) || exit; \

@@ -80,7 +80,7 @@ def train(
     if len(evaluations) > 1:
         console.timeline(run.iterations())
         last = evaluations[-1]["iteration"]
-        console.examples(run.evaluated_questions(0), run.evaluated_questions(last))
+        console.examples([*run.evaluated_questions(0)], [*run.evaluated_questions(last)])
     console.say(f"\nreport: {run.path / 'report.html'}\nrun directory: {run.path}")
 
 

@@ -69,6 +69,7 @@ class Report:
         return {
             "title": self.comparison.path.stem,
             "command": self.command,
+            "names": [arm.name for arm in self.comparison.arms],
             "arms": asdict(arms),
             "differences": asdict(paired),
             "settings": asdict(settings),
@@ -84,8 +85,9 @@ class Report:
             ],
         }
 
-    def _link(self, run: Run) -> str:
-        return quote(f"{run.folder.relative_to(self.comparison.output)}/report.html")
+    def _link(self, run: Run) -> str | None:
+        page = run.folder / "report.html"
+        return quote(str(page.relative_to(self.comparison.output))) if page.is_file() else None
 
     def _text(self, links: str) -> str:
         settings, arms, paired = self._tables()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,40 +26,48 @@ class _Block:
     def __init__(self) -> None:
         self.numbers: dict[tuple[str, str], int] = {}
         self.questions: dict[str, dict[str, Any]] = {}
+        self.complete = True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no further question."""
+        return len(self.questions) == _QUESTIONS
 
     def add(self, row: Mapping[str, Any], view: dict[str, Any]) -> None:
-        """One more view of a question with these candidates; without room it is left out."""
-        question = self.questions.get(row["example"])
-        if question is None:
-            if len(self.questions) == _QUESTIONS:
-                return
-            question = {
+        """One more view of a question, with the candidates of this row."""
+        question = self.questions.setdefault(
+            row["example"],
+            {
                 "id": row["example"],
                 "question": row["question"],
                 "answers": row["answers"],
                 "views": [],
-            }
-            self.questions[row["example"]] = question
+            },
+        )
         question["views"].append({**view, "candidates": self._candidates(row)})
 
     def _candidates(self, row: Mapping[str, Any]) -> list[list]:
         """[document, gold, retriever's score] of each."""
         scores = row["scores"] or [None] * len(row["candidates"])
         return [
-            [self._number(d["title"], d["text"]), int(d["is_gold"]), score]
+            [self._number(d["title"], d["text"]), int(d["is_gold"]), _short(score)]
             for d, score in zip(row["candidates"], scores, strict=True)
         ]
 
     def _number(self, title: str, text: str) -> int:
         return self.numbers.setdefault((title, text), len(self.numbers))
 
-    def whole(self, of: int) -> dict[str, Any]:
-        """The block; `of` is how many questions there were."""
+    def whole(self) -> dict[str, Any]:
+        """The block; `complete` says whether all questions are in it."""
         documents = [
             [title, text if len(text) <= _TEXT else text[:_TEXT] + "…"]
             for title, text in self.numbers
         ]
-        return {"documents": documents, "questions": [*self.questions.values()], "of": of}
+        return {
+            "documents": documents,
+            "questions": [*self.questions.values()],
+            "complete": self.complete,
+        }
 
 
 def held_out_rollouts(run: RunDirectory) -> dict[str, Any]:
@@ -68,49 +77,49 @@ def held_out_rollouts(run: RunDirectory) -> dict[str, Any]:
     [nats] and the weight that DRO would give.
     """
     block = _Block()
-    shown = {row["example"]: row for row in run.held_out()}
+    shown = {row["example"]: row for row in islice(run.held_out(), _QUESTIONS)}
     for evaluation in run.evaluations():
         for row in run.evaluated_questions(evaluation["iteration"]):
-            likelihoods = [s["log_likelihood"] for s in row["samples"]]
-            weights = _softmax(likelihoods)
-            view = {
-                "iteration": evaluation["iteration"],
-                "greedy": row["documents"],
-                "answer": row["answer"],
-                **{key: row[key] for key in ("em", "f1", "bound", "gold_recall")},
-                "samples": [
-                    {
-                        "documents": s["documents"],
-                        "logp": _short(s["logp"]),
-                        "log_reward": _short(s["log_likelihood"]),
-                        "weight": _short(w),
-                    }
-                    for s, w in zip(row["samples"], weights, strict=True)
-                ],
+            if row["example"] in shown:
+                view = {"iteration": evaluation["iteration"], **_evaluated(row)}
+                block.add(shown[row["example"]], view)
+        block.complete = len(shown) == evaluation["questions"]
+    return block.whole()
+
+
+def _evaluated(row: Mapping[str, Any]) -> dict[str, Any]:
+    weights = _softmax([s["log_likelihood"] for s in row["samples"]])
+    return {
+        "greedy": row["documents"],
+        "malformed": row["malformed"],
+        "answer": row["answer"],
+        "em": row["em"],
+        "f1": row["f1"],
+        "bound": _short(row["bound"]),
+        "samples": [
+            {
+                "documents": s["documents"],
+                "logp": _short(s["logp"]),
+                "log_reward": _short(s["log_likelihood"]),
+                "weight": _short(weight),
             }
-            block.add(shown[row["example"]], view)
-    return block.whole(len(shown))
+            for s, weight in zip(row["samples"], weights, strict=True)
+        ],
+    }
 
 
 def training_rollouts(run: RunDirectory) -> dict[str, Any]:
-    """The questions of the last iterations, newest first in choice, a view an iteration."""
-    block, seen = _Block(), set[str]()
-    views: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    """The questions of the last iterations, newest first in choice, a view each time it was seen."""
+    block = _Block()
     for iteration in reversed([row["iteration"] for row in run.iterations()]):
-        if len(seen) >= _QUESTIONS:
-            break
-        shown, selections = run.rollouts(iteration)
-        groups: dict[str, list[dict[str, Any]]] = {row["example"]: [] for row in shown}
-        for row in selections:
-            groups[row["example"]].append(_sample(row))
-        for row in shown:
-            views.append((row, {"iteration": iteration, "samples": groups[row["example"]]}))
-        seen |= groups.keys()
-    for row, view in views:
-        block.add(row, view)
+        for shown, group in run.rollouts(iteration):
+            if block.is_full and shown["example"] not in block.questions:
+                block.complete = False
+                continue
+            block.add(shown, {"iteration": iteration, "samples": [_sample(row) for row in group]})
     for question in block.questions.values():
         question["views"].reverse()
-    return block.whole(len(seen))
+    return block.whole()
 
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def _softmax(values: Sequence[float]) -> list[float]:
     return (shifted / shifted.sum()).tolist()
 
 
-def _short(value: float) -> float | None:
+def _short(value: float | None) -> float | None:
     """Four digits: a page of a million numbers should not carry seventeen of each. JSON has no
     number for what is not finite, such as a log-reward of -inf."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None

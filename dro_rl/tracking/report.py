@@ -26,15 +26,12 @@ _HEADLINE = ("em", "f1", "recall@1", "recall@3", "recall@5", "gold_recall", "bou
 _STEP_METRICS = (
     "rollout/effective_sample_size",
     "rollout/largest_weight",
-    "rollout/malformed",
-    "rollout/entropy",
     "reward/best",
     "selector/loss",
     "generator/loss",
     "selector/grad_norm",
     "generator/grad_norm",
     "selector/logp_gap",
-    "generator/logp_gap",
 )
 _POINTS = 400  # of a curve by step: more than a screen shows apart
 _BINS = 20  # of a histogram
@@ -50,11 +47,7 @@ def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
         UserError: a run has no evaluation yet, or the page cannot be written there.
     """
     for run in runs:
-        if not run.evaluations():
-            raise UserError(
-                f"{run.path}: has no evaluation yet, so there is nothing to report: wait until its "
-                "warm start has been evaluated"
-            )
+        _require_reportable(run)
     names = _names([run.path for run in runs])
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
     data = {"title": title, "runs": [_run(r, n) for r, n in zip(runs, names, strict=True)]}
@@ -66,6 +59,20 @@ def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
         write_text(path, page("run", title, data, blocks))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _require_reportable(run: RunDirectory) -> None:
+    if not run.evaluations():
+        raise UserError(
+            f"{run.path}: has no evaluation yet, so there is nothing to report: wait until its "
+            "warm start has been evaluated"
+        )
+    if not run.knows_candidates:
+        raise UserError(
+            f"{run.path}: was begun by a version that kept no candidates (it lacks "
+            "evaluation/questions.parquet), so there is no report of it: its figures are in "
+            "metrics.jsonl and evaluation/"
+        )
 
 
 class LiveReport:
@@ -80,7 +87,9 @@ class LiveReport:
             self.write()
 
     def write(self) -> None:
-        """Write it."""
+        """Write it, unless the run was begun by a version that had no reports."""
+        if not self.run.knows_candidates:
+            return
         start = time.monotonic()
         write_report([self.run], self.run.path / "report.html")
         self.due = time.monotonic() + 20 * (time.monotonic() - start)
@@ -100,7 +109,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _run(run: RunDirectory, name: str) -> dict[str, Any]:
     evaluations = run.evaluations()
-    evaluated = {e["iteration"]: run.evaluated_questions(e["iteration"]) for e in evaluations}
+    evaluated = {e["iteration"]: _figures(run, e["iteration"]) for e in evaluations}
     recipe = (run.path / "recipe.yaml").read_text("utf-8")
     return {
         "name": name,
@@ -115,15 +124,28 @@ def _run(run: RunDirectory, name: str) -> dict[str, Any]:
     }
 
 
+def _figures(run: RunDirectory, iteration: int) -> list[dict[str, Any]]:
+    """Of each held-out question what the page counts, without its texts."""
+    return [
+        {key: row[key] for key in ("example", "documents", *_HEADLINE)}
+        for row in run.evaluated_questions(iteration)
+    ]
+
+
 def _about(recipe: Mapping[str, Any]) -> str:
     """What a reader wants to know first, in a line."""
     algorithm, training = recipe["algorithm"], recipe["training"]
     learning = " and ".join(algorithm["train"])
     return (
-        f"{algorithm['kind']}, m = {algorithm['samples']}; learning: {learning}; data: "
-        f"{recipe['data']['kind']}; seed {training['seed']}; "
+        f"{algorithm['kind']}, m = {algorithm['samples']}; reward: {_named(recipe['reward'])}; "
+        f"learning: {learning}; data: {recipe['data']['kind']}; seed {training['seed']}; "
         f"{training['iterations']} iterations planned"
     )
+
+
+def _named(reward: Any) -> str:
+    terms = reward if isinstance(reward, list) else [reward]
+    return " + ".join(term["use"] for term in terms)
 
 
 def _headline(

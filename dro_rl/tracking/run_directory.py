@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,11 @@ class RunDirectory:
             for p in sorted((self.path / "evaluation").glob("iteration-*.json"))
         ]
 
-    def evaluated_questions(self, iteration: int) -> list[dict[str, Any]]:
+    def evaluated_questions(self, iteration: int) -> Iterator[dict[str, Any]]:
         """What was selected and answered for each question."""
         path = self.path / "evaluation" / f"iteration-{iteration:04d}.jsonl"
         with path.open(encoding="utf-8") as file:  # str.splitlines would cut at U+2028 too
-            return [json.loads(line) for line in file]
+            yield from map(json.loads, file)
 
     # --- metrics and rollouts -------------------------------------------------------------------
 
@@ -137,8 +137,10 @@ class RunDirectory:
 
     def _metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
 
     def drop_after(self, iteration: int) -> None:
         """Forget what an interrupted iteration left behind, so that no row is there twice."""
@@ -191,14 +193,27 @@ class RunDirectory:
         rows = [_question(example) for example in examples]
         _write_parquet(self.path / "evaluation" / "questions.parquet", rows)
 
-    def held_out(self) -> list[dict[str, Any]]:
-        """What `write_held_out` wrote."""
-        return _read_parquet(self.path / "evaluation" / "questions.parquet")
+    @property
+    def knows_candidates(self) -> bool:
+        """Whether it has what `write_held_out` writes; runs of earlier versions lack it."""
+        return (self.path / "evaluation" / "questions.parquet").is_file()
 
-    def rollouts(self, iteration: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """An iteration's questions with their candidates, and its selections."""
+    def held_out(self) -> Iterator[dict[str, Any]]:
+        """What `write_held_out` wrote."""
+        yield from _parquet_rows(self.path / "evaluation" / "questions.parquet")
+
+    def rollouts(self, iteration: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """An iteration's questions with their candidates, and the selections of each."""
         path = self.path / "rollouts" / f"iteration-{iteration:04d}"
-        return _read_parquet(f"{path}-questions.parquet"), _read_parquet(f"{path}.parquet")
+        questions = _parquet_rows(f"{path}-questions.parquet")
+        group: list[dict[str, Any]] = []
+        for row in _parquet_rows(f"{path}.parquet"):
+            if row["sample"] == 0 and group:
+                yield next(questions), group
+                group = []
+            group.append(row)
+        if group:
+            yield next(questions), group
 
     def selector_weights(self, iteration: int) -> list[float]:
         """The selector's coefficients of an iteration's selections."""
@@ -229,10 +244,13 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(partial, path)
 
 
-def _read_parquet(path: Path | str) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The rows one after the other: a file may be larger than what a reader wants of it."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).to_pylist()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=512):
+            yield from batch.to_pylist()
 
 
 def environment() -> list[str]:

@@ -154,6 +154,7 @@ def comparison_page() -> str:
         "settings": {"headings": ["setting", "dro"], "rows": []},
         "notes": ["over seeds", "over questions"],
         "figures": [{"title": "EM [%]", "curves": [{"arm": r[0], **curve} for r in rows]}],
+        "names": [r[0] for r in rows],
         "runs": [
             {"title": "dro seed 0", "report": "dro/seed-0/report.html", "error": None},
             {"title": "<b>grpo seed 0", "report": None, "error": "Error: too picky"},

@@ -134,7 +134,7 @@ def test_evaluated_questions_come_back_as_they_were(run):
         {"question": "[b] {c}", "answer": ""},
     ]
     run.write_evaluation("iteration-0001", {"iteration": 1}, rows)
-    assert run.evaluated_questions(1) == rows
+    assert list(run.evaluated_questions(1)) == rows
 
 
 # --- metrics and rollouts -----------------------------------------------------------------------

@@ -8,8 +8,9 @@ const BROWSER_FILTERS = {
   lost: ["right at first, wrong now", (q) => q.views[0].em === 1 && q.views.at(-1).em === 0],
   moved: ["selection changed", (q) => q.views[0].greedy && String(q.views[0].greedy) !== String(q.views.at(-1).greedy)],
   missed: ["a gold document missed", (q) => picks(q.views.at(-1)).some((p) => missesGold(q.views.at(-1), p))],
-  malformed: ["a malformed selection", (q) => q.views.some((v) => v.samples.some((s) => s.malformed))],
+  malformed: ["a malformed selection", (q) => q.views.some((v) => v.malformed || v.samples.some((s) => s.malformed))],
 };
+const OF_ANSWERS = ["wrong", "right", "learned", "lost", "moved"]; // which training does not ask for
 
 const picks = (view) => (view.greedy ? [view.greedy] : view.samples.map((s) => s.documents));
 const missesGold = (view, documents) => view.candidates.some(([, gold], i) => gold && !documents.includes(i));
@@ -39,6 +40,8 @@ function rolloutBrowser(runs) {
     }
     if (id !== `${source.value}-${runChoice.value}`) return; // another was chosen meanwhile
     state.block = loaded.get(id);
+    for (const option of filter.options) option.hidden = option.disabled = source.value === "training" && OF_ANSWERS.includes(option.value);
+    if (filter.selectedOptions[0].disabled) filter.value = "all";
     state.question = null;
     refresh();
   }
@@ -47,8 +50,8 @@ function rolloutBrowser(runs) {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const fits = BROWSER_FILTERS[filter.value][1];
     state.shown = state.block.questions.filter((q) => fits(q) && words.every((w) => q.text.includes(w)));
-    const { questions, of } = state.block;
-    count.textContent = `${state.shown.length} of ${questions.length} questions` + (of > questions.length ? ` (of ${of}; the rest is in the run directory)` : "");
+    const { questions, complete } = state.block;
+    count.textContent = `${state.shown.length} of ${questions.length} questions` + (complete ? "" : " (more are in the run directory)");
     list.replaceChildren(...state.shown.map((q) => element("li", {}, questionButton(q))));
     const kept = state.shown.includes(state.question) ? state.question : state.shown[0];
     kept ? open(kept, kept === state.question ? state.view : kept.views.length - 1) : detail.replaceChildren(element("p", {}, "No question fits."));
@@ -135,14 +138,14 @@ function documentChips(view, documents) {
 function samplesTable(view) {
   const groups = new Map();
   for (const s of view.samples) {
-    const key = s.text ?? String(s.documents);
+    const key = s.text ?? `${s.documents}|${s.logp}`; // of held-out samples the text is not kept
     groups.has(key) ? groups.get(key).push(s) : groups.set(key, [s]);
   }
   const rows = [...groups.values()].map((g) => ({ ...g[0], times: g.length, weight: g.reduce((sum, s) => sum + (s.weight ?? 0), 0) }));
   rows.sort((a, b) => b.weight - a.weight);
   const most = Math.max(...rows.map((r) => Math.abs(r.weight)), 1e-9);
   const likeliest = Math.max(...rows.map((r) => Math.exp(r.logp)), 1e-9);
-  const made = table(`${view.samples.length} selections sampled; ★ marks gold documents`, ["selection", "drawn", "reward [log]", "weight", "probability"], rows.map((r) => [
+  const made = table(`${view.samples.length} selections sampled; ★ marks gold documents`, ["selection", "drawn", ...(known(view.answer) ? ["log p(y) [nats]", "DRO's weight"] : ["log-reward", "weight"]), "probability"], rows.map((r) => [
     element("span", {}, ...documentChips(view, r.documents), r.malformed ? element("span", { class: "mark", title: r.text }, `malformed: ${r.text}`) : null),
     `${r.times}×`, known(r.log_reward) ? figure(r.log_reward) : "−∞",
     bar(r.weight, most), bar(Math.exp(r.logp), likeliest)]));

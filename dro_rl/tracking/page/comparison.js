@@ -18,7 +18,7 @@ function drawComparison() {
   add("differences", ...(differences.rows.length
     ? [table("Paired differences", differences.headings, differences.rows.map((row) => row.map((cell, i) => (i > 1 ? difference(cell) : cell)))), note(DATA.notes[1])]
     : [note("No arm beside the first has finished runs yet.")]));
-  const names = DATA.figures[0]?.curves.map((c) => c.arm) ?? [];
+  const names = DATA.names; // an arm looks the same while others are still to come
   add("curves", legend(names), element("div", { class: "charts" }, ...DATA.figures.map((f) => lineChart({
     title: f.title, xLabel: "selections",
     series: f.curves.map((c) => ({ name: c.arm, colour: colour(names.indexOf(c.arm)), points: c.selections.map((x, i) => [x, c.mean[i], c.low[i], c.high[i]]) })),
