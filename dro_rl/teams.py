@@ -13,7 +13,7 @@ from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
-from dro_rl.reward import Need, load_reward
+from dro_rl.reward import Need
 from dro_rl.reward.cache import Cache, New
 from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
@@ -23,6 +23,7 @@ from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
 _KNOWN = ("known_answers", "known_scores", "known_likelihoods")
+_CODE = "reward_code"
 _CALL = 64
 """Questions a call, at least, of the reward service and the learners."""
 
@@ -44,8 +45,13 @@ class Teams:
 
     @cached_property
     def needs(self) -> tuple[Need, ...]:
-        """What the recipe's reward needs."""
-        return tuple(load_reward(self.recipe.reward).needs)
+        """What the recipe's reward needs, as the reward service has it."""
+        return self.reward.submit("needs")()[0]
+
+    @cached_property
+    def reward_code(self) -> str | None:
+        """What stands for the reward's code; None where it runs elsewhere."""
+        return self.reward.submit("code")()[0]
 
     # --- the E-step and evaluation --------------------------------------------------------------
 
@@ -195,12 +201,19 @@ class Teams:
 
     def known(self) -> dict[str, Any]:
         """What is remembered, as plain values: found out again, it might differ in the last bit."""
-        return {name: getattr(self, name).state() for name in _KNOWN}
+        states = {name: getattr(self, name).state() for name in _KNOWN}
+        return states | {_CODE: self.reward_code if states["known_scores"] else None}
 
     def restore_known(self, known: Mapping[str, Any]) -> None:
-        """See `known`."""
-        for name, state in known.items():
-            getattr(self, name).restore(state)
+        """See `known`; scores of a reward that has been changed since, or may have been, are not
+        taken."""
+        for name in _KNOWN:
+            if name in known and (name != "known_scores" or self._is_same_reward(known)):
+                getattr(self, name).restore(known[name])
+
+    def _is_same_reward(self, known: Mapping[str, Any]) -> bool:
+        code = known.get(_CODE)
+        return code is not None and code == self.reward_code
 
     def check(self, policy: PolicyName, probe: Example) -> float:
         """The probe's gap [nats] of the policy's users from its learner; see `synchronise`."""

@@ -3,7 +3,8 @@
 Dividing by |y| is a temperature: the weights of long answers are flatter than the posterior's.
 
 Range: (-inf, 0] nats a token. Scale: log. Source: the implementation of Shi et al., arXiv
-2505.03075; the same weights as `algorithm.tau: per_token` with the sum.
+2505.03075; the same weights as `algorithm.tau: per_token` with the sum
+(not both: that divides twice).
 """
 
 from collections.abc import Sequence

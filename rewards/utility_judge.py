@@ -81,16 +81,22 @@ def _prompt(outcome: Outcome) -> str:
 
 
 def _grade(reply: object, example: str) -> float:
-    """The last grade that the judge's text names: what thinks aloud concludes at the end."""
+    """The grade that the judge's text begins with, or else the last one that it names; what it
+    thinks aloud in <think> is not read."""
     try:
-        text = str(reply["choices"][0]["message"]["content"])  # type: ignore[index]
-    except (KeyError, IndexError, TypeError) as error:
+        choice = reply["choices"][0]  # type: ignore[index]
+        text, cut = str(choice["message"]["content"]), choice.get("finish_reason") == "length"
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"reward UtilityJudge, example {example}: the reply is none of a chat completion: "
             f"{str(reply)[:200]}"
         ) from error
-    named = re.findall(r"\b(yes|partly|no)\b", text.lower())
-    if not named:
+    said = text.rpartition("</think>")[2].strip().lower()
+    begins = re.match(r"\W*(yes|partly|no)\b", said)
+    named = re.findall(r"\b(yes|partly|no)\b", said)
+    if begins:
+        return GRADES[begins[1]]
+    if not named or cut:
         raise UserError(
             f"reward UtilityJudge, example {example}: the judge said {text[:200]!r}, not yes, "
             "partly or no: raise `tokens`, or take a model that follows instructions"

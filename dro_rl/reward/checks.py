@@ -7,6 +7,7 @@ import sys
 from bdb import BdbQuit
 from collections.abc import Sequence
 from numbers import Real
+from typing import TypeGuard
 
 from dro_rl.errors import UserError
 from dro_rl.records import Outcome
@@ -68,13 +69,23 @@ def as_scale(value: float, scale: Scale, wanted: Scale) -> float:
 def _check(value: object, scale: Scale, who: str) -> None:
     if scale == "log" and isinstance(value, Real) and float(value) == -math.inf:
         return  # a reward of 0
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if not is_finite(value):
         raise UserError(f"{who} returned {value!r}, which is not a finite number")
     if scale == "linear" and value < 0:
         raise UserError(
             f"{who} returned {value!r}; a linear reward must not be negative "
             '(use scale = "log", or shift it)'
         )
+
+
+def is_finite(value: object) -> TypeGuard[Real]:
+    """Whether it is a number that a float can hold; a switch is none."""
+    try:
+        return (
+            not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(float(value))
+        )
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _culprit(reward: Reward, outcomes: Sequence[Outcome]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -34,16 +35,26 @@ def load_reward(reward: str | RewardSection | Sequence[WeightedReward]) -> Rewar
     return WeightedSum([Term(_load(r), r.weight, r.scale) for r in reward])
 
 
+def code_of(reward: Reward) -> str | None:
+    """What stands for the code behind a reward's scores, its settings aside, so that a mended
+    reward is told from what it was; None where it runs elsewhere."""
+    if isinstance(reward, WeightedSum):
+        codes = [code_of(term.reward) for term in reward.terms]
+        return None if None in codes else " ".join(map(str, codes))
+    source = None if reward.remote else inspect.getsourcefile(type(reward))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
+
+
 def _load(section: RewardSection) -> Reward:
     found = _class(section)
-    settings = {"url": section.use, **section.settings} if section.is_url else section.settings
+    settings = {**section.settings, "url": section.use} if section.is_url else section.settings
     source = section.use if section.is_url else f"{section.use}: {found.__name__}"
     made = found(**checked_settings(found, settings, f"reward {source}"))
     label = f"reward {found.__name__}"
     if made.scale not in get_args(Scale):
         raise UserError(f'{label}: scale must be "log" or "linear", not {made.scale!r}')
     needs = made.needs
-    if not isinstance(needs, tuple | list) or not set(needs) <= set(get_args(Need)):
+    if not isinstance(needs, tuple | list) or not all(n in get_args(Need) for n in needs):
         raise UserError(
             f'{label}: needs must be a tuple of "likelihood" and "answer", not {needs!r}'
         )
@@ -59,7 +70,7 @@ def _class(section: RewardSection) -> type[Reward]:
     if section.is_file:
         return _from_file(find_file(name, "rewards"))
     module_name, _, class_name = name.partition(":")
-    if not class_name:
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise UserError(
             f"reward {name!r}: give a file such as rewards/f1.py, module:Class, or the address of "
             "a reward server"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ from dro_rl.errors import UserError
 from dro_rl.records import Outcome
 from dro_rl.remote import post_json
 from dro_rl.reward.base import Need, Reward, Scale
-from dro_rl.reward.checks import place_of
+from dro_rl.reward.checks import is_finite, place_of
 from dro_rl.reward.wire import to_request
 
 
@@ -64,11 +63,7 @@ class RemoteReward(Reward):
     def _number(self, value: Any, outcome: Outcome) -> float:
         if value == "-inf":
             return -float("inf")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not is_finite(value):
             raise self._unusable(f"{place_of(outcome)}: a score must be a finite number", value)
         return float(value)
 

@@ -8,14 +8,18 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Annotated
 
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import FastAPI, HTTPException, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+from starlette.middleware.base import RequestResponseEndpoint
 
 from dro_rl.errors import UserError
 from dro_rl.reward.base import Reward
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.wire import Reply, Request, from_request
+
+_LARGEST_BODY = 256 * 2**20  # bytes: some ten thousand questions with 20 documents each
 
 
 def make_app(reward: Reward, token: str | None = None) -> FastAPI:
@@ -24,8 +28,22 @@ def make_app(reward: Reward, token: str | None = None) -> FastAPI:
     Args:
         token: callers of /score must send it as bearer token.
     """
-    app = FastAPI(title=f"dro_rl reward {type(reward).__name__}", docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"dro_rl reward {type(reward).__name__}", openapi_url=None)
     one_at_a_time = threading.Lock()  # a reward need not be made for threads
+
+    @app.middleware("http")
+    async def admit(request: HttpRequest, proceed: RequestResponseEndpoint) -> Response:
+        """Before a body is read: who asks, and how much it is."""
+        if request.url.path == "/score":
+            given = request.headers.get("authorization", "").encode()
+            if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+                told = "a bearer token is needed: set DRO_RL_TOKEN as the server has"
+                return JSONResponse({"detail": told}, 401)
+            size = request.headers.get("content-length", "")
+            if not size.isdecimal() or int(size) > _LARGEST_BODY:
+                told = f"say the body's length, at most {_LARGEST_BODY} bytes: send fewer questions"
+                return JSONResponse({"detail": told}, 413)
+        return await proceed(request)
 
     @app.get("/health")
     async def health() -> dict[str, object]:
@@ -33,10 +51,7 @@ def make_app(reward: Reward, token: str | None = None) -> FastAPI:
         return {"status": "ok", "reward": name, "scale": reward.scale, "needs": reward.needs}
 
     @app.post("/score")
-    def score(request: Request, authorization: Annotated[str, Header()] = "") -> Reply:
-        expected = f"Bearer {token}".encode()
-        if token and not hmac.compare_digest(authorization.encode(), expected):
-            raise HTTPException(401, "a bearer token is needed: set DRO_RL_TOKEN as the server has")
+    def score(request: Request) -> Reply:
         with one_at_a_time:
             return _reply(reward, request)
 
@@ -69,7 +84,8 @@ def serve(reward: Reward, host: str, port: int, say: Callable[[str], None]) -> N
 
     listening = _listen(host, port)
     token = os.environ.get("DRO_RL_TOKEN")
-    address = f"http://{host}:{listening.getsockname()[1]}"
+    named = f"[{host}]" if ":" in host else host
+    address = f"http://{named}:{listening.getsockname()[1]}"
     needs = ", ".join(reward.needs) or "nothing"
     say(f"{type(reward).__name__}: scale {reward.scale}, needs {needs}")
     say(f"reward: {address}/score" + ("" if token else "  (no DRO_RL_TOKEN: for anyone who asks)"))

@@ -14,7 +14,8 @@ from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
 from dro_rl.records import Outcome, Rollout, ScoredRollout
-from dro_rl.reward import Reward, load_reward
+from dro_rl.reward import Need, Reward, load_reward
+from dro_rl.reward.loading import code_of
 from dro_rl.reward.scoring import (
     Documents,
     answer_tokens,
@@ -50,6 +51,14 @@ class RewardService:
     def ready(self) -> dict[str, str]:
         """The reward's name, for the start-up table."""
         return {"reward": in_words(self.recipe.reward)}
+
+    def needs(self) -> tuple[Need, ...]:
+        """What the reward needs."""
+        return tuple(self.reward.needs)
+
+    def code(self) -> str | None:
+        """See `code_of`."""
+        return code_of(self.reward)
 
     def score(
         self, rollouts: Sequence[Rollout], answers: Sequence[Sequence[str]] | None = None

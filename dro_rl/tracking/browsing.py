@@ -109,7 +109,7 @@ def _evaluated(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_rollouts(run: RunDirectory) -> dict[str, Any]:
-    """The questions of the last iterations, newest first in choice, a view each time it was seen."""
+    """The questions of training, the last iterations' first, a view each time one was seen."""
     block = _Block()
     for iteration in reversed([row["iteration"] for row in run.iterations()]):
         for shown, group in run.rollouts(iteration):

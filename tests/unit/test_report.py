@@ -4,13 +4,14 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from made_runs import make_run, question
 
 from dro_rl.errors import UserError
 from dro_rl.tracking import browsing
-from dro_rl.tracking.report import write_report
+from dro_rl.tracking.report import LiveReport, write_report
 
 pytestmark = pytest.mark.unit
 
@@ -54,7 +55,7 @@ def test_where_the_selector_moved(page):
 
 def test_held_out_rollouts_have_a_view_an_evaluation(page):
     found = block(page, "held-out-0")
-    assert (len(found["questions"]), found["of"]) == (5, 5)
+    assert len(found["questions"]) == 5 and found["complete"]
     views = found["questions"][3]["views"]
     assert [v["iteration"] for v in views] == [0, 1, 2]
     assert [v["greedy"] for v in views] == [[1, 2], [0], [0]]
@@ -72,15 +73,44 @@ def test_training_rollouts_say_what_was_drawn(page):
     assert bad["malformed"] and bad["log_reward"] is None  # -inf, which JSON lacks
 
 
-def test_a_page_holds_so_many_questions_and_says_of_how_many(tmp_path, monkeypatch):
+def test_a_page_holds_so_many_questions_and_says_if_there_are_more(tmp_path, monkeypatch):
     monkeypatch.setattr(browsing, "_QUESTIONS", 3)
     run = make_run(tmp_path / "run", [question(i) for i in range(5)])
     write_report([run], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     for name in ("held-out-0", "training-0"):
         found = block(page, name)
-        assert (len(found["questions"]), found["of"]) == (3, 5)
+        assert len(found["questions"]) == 3 and not found["complete"]
         assert len(found["documents"]) == 9  # those of questions left out are left out too
+
+
+def test_a_question_that_comes_twice_in_an_iteration_keeps_its_rollouts_apart(tmp_path):
+    once = question(1)
+    again = replace(once, candidates=once.candidates[::-1])
+    run = make_run(tmp_path / "run", [once, again], iterations=1)
+    write_report([run], tmp_path / "report.html")
+    (shown,) = block((tmp_path / "report.html").read_text(), "training-0")["questions"]
+    assert [len(v["samples"]) for v in shown["views"]] == [3, 3]
+    assert sorted([gold for _, gold, _ in v["candidates"]] for v in shown["views"]) == [
+        [0, 0, 1],
+        [1, 0, 0],
+    ]
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_a_report(tmp_path):
+    run = make_run(tmp_path / "run", [question(1)])
+    (run.path / "evaluation" / "questions.parquet").unlink()
+    with pytest.raises(UserError, match="begun by a version that kept no candidates"):
+        write_report([run], tmp_path / "report.html")
+    LiveReport(run).refresh()
+    assert not (run.path / "report.html").exists()
+
+
+def test_a_torn_last_row_of_metrics_is_left_out(tmp_path):
+    run = make_run(tmp_path / "run", [question(1)])
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "st')
+    write_report([run], tmp_path / "report.html")
 
 
 def test_text_from_data_cannot_end_a_script(tmp_path):
@@ -113,7 +143,7 @@ def test_several_runs_are_named_by_what_tells_them_apart(tmp_path):
     page = (tmp_path / "both.html").read_text()
     assert data(page)["title"] == "2 runs"
     assert [run["name"] for run in data(page)["runs"]] == ["seed-0", "seed-1"]
-    assert block(page, "training-1")["of"] == 1
+    assert len(block(page, "training-1")["questions"]) == 1
 
 
 def test_a_run_that_has_just_begun(tmp_path):

@@ -1,6 +1,8 @@
 """What is remembered of selections, and when it is forgotten."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from dro_rl.teams import Teams
 from tests.tiny import make_example, make_recipe, make_rollout
 
 pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +160,22 @@ def test_answers_and_likelihoods_are_remembered_too(recipe, monkeypatch):
     teams.synchronise(1, make_example(5))
     teams.answer_all(rollouts, nothing), teams.log_likelihoods(rollouts, nothing)
     assert teams.statistics("generator").prompt_tokens > 0 < teams.scored_tokens()
+
+
+def test_a_resumed_run_takes_over_scores_of_the_same_reward_alone(recipe, monkeypatch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text((ROOT / "rewards" / "gold_recall.py").read_text())
+    rollouts = [make_rollout(recipe, make_example(), [(0, 1), (2,)])]
+
+    def asked_after(known) -> int:
+        teams, asked = make_teams(recipe, str(file), monkeypatch)
+        teams.restore_known(known)
+        teams.score(rollouts, None, nothing)
+        return sum(asked)
+
+    teams, _ = make_teams(recipe, str(file), monkeypatch)
+    teams.score(rollouts, None, nothing)
+    known = json.loads(json.dumps(teams.known()))
+    assert asked_after(known) == 0
+    file.write_text(file.read_text() + "# mended\n")
+    assert asked_after(known) == 2

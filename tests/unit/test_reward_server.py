@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example, Outcome
-from dro_rl.reward import Reward, load_reward
+from dro_rl.reward import Reward, load_reward, server
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.server import _listen, make_app
 from dro_rl.reward_sections import RewardSection
@@ -62,8 +62,8 @@ def serve():
         return f"http://127.0.0.1:{listening.getsockname()[1]}/score"
 
     yield run
-    for server, thread in running:
-        server.should_exit = True
+    for one, thread in running:
+        one.should_exit = True
         thread.join(10)
 
 
@@ -112,6 +112,16 @@ def test_a_token_is_asked_for_where_one_is_set(serve, monkeypatch):
         load_reward(url)
     monkeypatch.setenv("DRO_RL_TOKEN", "secret")
     assert load_reward(url).score(OUTCOMES[:1]) == [pytest.approx(2 / 3)]
+
+
+def test_who_asks_and_how_much_is_looked_at_before_the_body_is_read(monkeypatch):
+    client = TestClient(make_app(Spy(), "secret"))
+    assert client.post("/score", content=b"{").status_code == 401
+    assert client.get("/openapi.json").status_code == 404
+    monkeypatch.setattr(server, "_LARGEST_BODY", 10)
+    headers = {"Authorization": "Bearer secret"}
+    assert client.post("/score", content=b"x" * 11, headers=headers).status_code == 413
+    assert client.post("/score", content=iter([b"x"]), headers=headers).status_code == 413
 
 
 def test_health_tells_what_runs_without_a_token():

@@ -173,9 +173,18 @@ def test_the_judge_reads_the_selection_and_its_verdicts_keep_their_order(judge, 
     assert "Question: Where was Kovac born?" in prompt and "[1] " in prompt
 
 
-def test_a_judge_that_thinks_aloud_is_taken_at_its_last_word(judge):
-    judge.verdict = lambda prompt: "Yes for the city, no for the year: Partly."
-    assert judged(judge, (0,)) == [0.5]
+@pytest.mark.parametrize(
+    ("said", "worth"),
+    [
+        ("Yes, there is no doubt.", 1),
+        ("**No**. Yes would need the year.", 0),
+        ("<think>Yes for the city, no for the year.</think>\n\nPartly.", 0.5),
+        ("The passages name the city, not the year: partly", 0.5),
+    ],
+)
+def test_a_judge_is_taken_at_its_first_word_or_its_last(judge, said, worth):
+    judge.verdict = lambda prompt: said
+    assert judged(judge, (0,)) == [worth]
 
 
 @pytest.mark.parametrize(
