@@ -97,6 +97,10 @@ def test_a_question_by_iteration(open_page, folder):
     shown.locator("label", has_text="Questions").locator("select").select_option("training")
     shown.locator(".mark", has_text="malformed: nonsense").wait_for()
     assert "2×" in detail.inner_text() and "−∞" in detail.inner_text()
+    assert "log-reward" in detail.inner_text() and "DRO's weight" not in detail.inner_text()
+    shown.get_by_label("Show").select_option("malformed")
+    assert shown.locator("#rollouts [role=status]").inner_text() == "3 of 3 questions"
+    assert shown.locator("option[value=wrong]").is_disabled()  # training asks for no answers
 
 
 def test_search_and_filters(open_page, folder):

@@ -441,6 +441,8 @@ def test_the_page_has_the_tables_the_curves_and_the_way_to_each_run(write):
     comparison = load_comparison(write(seeds=[0, 1]))
     arm = comparison.arms[1].name
     report = report_of(comparison, failed={(arm, 1)})
+    (comparison.output / arm / "seed-0" / "report.html").touch()
+    report.write()
     html = (comparison.output / "report.html").read_text()
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
     shown = json.loads(found[1])
@@ -451,6 +453,7 @@ def test_the_page_has_the_tables_the_curves_and_the_way_to_each_run(write):
     states = {r["title"]: (r["report"], r["error"]) for r in shown["runs"]}
     assert states[f"{arm} seed 0"] == (f"{arm}/seed-0/report.html", None)
     assert states[f"{arm} seed 1"] == (None, "ArithmeticError: too picky")
+    assert states[f"{comparison.arms[0].name} seed 0"] == (None, None)  # of an earlier version
 
 
 def test_figures_are_linked_and_equal_for_equal_results(write):
