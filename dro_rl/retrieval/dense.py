@@ -57,6 +57,7 @@ class DenseRetriever(Retriever):
         return {"query_prefix": self.settings.query_prefix, "probes": self.settings.probes}
 
     def close(self) -> None:
+        super().close()
         self._model = None
 
     def encode_passages(self, texts: list[str]) -> np.ndarray:
