@@ -14,6 +14,7 @@ from ray import serve
 from rich.console import Console as RichConsole
 
 from dro_rl import retriever_server
+from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
 from dro_rl.retrieval.bm25 import Bm25Retriever
 from dro_rl.retrieval_sections import Bm25Retrieval
@@ -103,7 +104,8 @@ def test_what_was_started_ends_whatever_happens(told, monkeypatch):
 
 def bm25_recipe(tmp_path):
     section = Bm25Retrieval(kind="bm25", cache_dir=str(tmp_path / "cache"))
-    return make_recipe(tmp_path).model_copy(update={"retrieval": section})
+    data = FactsData(kind="facts", train_questions=4, evaluation_questions=2)
+    return make_recipe(tmp_path).model_copy(update={"retrieval": section, "data": data})
 
 
 def serve_it(tmp_path):
