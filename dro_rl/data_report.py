@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -15,6 +15,7 @@ from rich.table import Table
 from dro_rl.data import load_examples, overlaps
 from dro_rl.data_sections import FileData
 from dro_rl.evaluation import answer_recall, normalise_answer
+from dro_rl.jsonlines import located
 from dro_rl.prompts import PromptWriter
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
@@ -66,7 +67,7 @@ def report_data(recipe: Recipe, console: Console) -> None:
 
     everything = [*split.train, *split.evaluation]
     with console.stage("retrieve", len(everything), "questions") as advance:
-        ready = with_candidates(recipe, everything, everything, advance)
+        ready = with_candidates(recipe, everything, everything, advance, console.say)
     cut = len(split.train)
     sides = [_side(split.train, ready[:cut]), _side(split.evaluation, ready[cut:])]
     table = _counts(sides)
@@ -123,7 +124,7 @@ def selector_writer(recipe: Recipe) -> PromptWriter | None:
     from dro_rl.policy.causal_lm import prompt_writer
 
     section = recipe.selector
-    made = section.model.startswith("builtin/") or Path(section.model).expanduser().exists()
+    made = section.model.startswith("builtin/") or os.path.exists(located(section.model))
     if made or section.init is None:
         return prompt_writer(section, section.model)
     return None if section.init == "scratch" else prompt_writer(section, section.init)

@@ -96,7 +96,7 @@ class WizardData(HubData):
 
 
 class DroData(FileData):
-    """The DRO authors' format: query_id, question, answer, positive, retrieval."""
+    """The DRO authors' format: question, answer, positive, retrieval."""
 
     kind: Literal["dro"]
 

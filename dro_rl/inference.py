@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dro_rl import checkpoint
 from dro_rl.cluster import open_cluster
-from dro_rl.data import load_examples, read_file
-from dro_rl.data_sections import HotpotData, JsonlData
+from dro_rl.data import Split, load_examples, overlaps, read_file
+from dro_rl.data_sections import FactsData, HotpotData, JsonlData
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
+from dro_rl.normalise import normalise_question
 from dro_rl.questions import load_questions, with_candidates
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
@@ -35,11 +37,14 @@ def evaluate_run(
     run = RunDirectory.open(path)
     at, models = policies_of(run, recipe, iteration)
     examples = _questions(recipe, data, console)
+    own = load_recipe(str(path / "recipe.yaml"))
+    if data is not None:
+        _warn_of_trained_on(own, examples, console)
     with open_cluster(recipe.cluster, process_count(recipe, learners=False)) as cluster:
         teams = start_teams(recipe, cluster, models, console, None)
         summary, rows = evaluate(teams, examples, at, console)
     console.evaluations([summary])
-    if _results_matter(recipe) != _results_matter(load_recipe(str(path / "recipe.yaml"))):
+    if _results_matter(recipe) != _results_matter(own):
         console.say("not written: these settings are not the run's own")
         return
     name = f"{data.name}-iteration-{at:04d}" if data else f"iteration-{at:04d}"
@@ -47,12 +52,17 @@ def evaluate_run(
 
 
 def _results_matter(recipe: Recipe) -> dict[str, Any]:
-    """The settings that an evaluation's figures depend on, paths aside."""
+    """The settings that an evaluation's figures depend on, but for where a run's files lie."""
     settings = localise(recipe).resolved()
     settings["rollout"]["decoding"] = recipe.decoding  # which the algorithm may decide
     for section in ("cluster", "tracking", "algorithm", "warmup", "reward"):
         del settings[section]
     del settings["rollout"]["workers"], settings["training"]["iterations"]
+    settings["data"].pop("allow_overlap", None)
+    retrieval = settings["retrieval"]
+    for searching in (retrieval, *retrieval.get("of", ())):  # the members of a fusion
+        for key in ("cache_dir", "environment", "batch_size"):
+            searching.pop(key, None)
     return settings
 
 
@@ -112,6 +122,23 @@ def _questions(recipe: Recipe, data: Path | None, console: Console) -> list[Exam
     return with_candidates(recipe, examples, examples)
 
 
+def _warn_of_trained_on(own: Recipe, examples: Sequence[Example], console: Console) -> None:
+    """Say how many of the examples the run was trained on, by its own recipe."""
+    if isinstance(own.data, FactsData):  # its worlds share questions, not answers
+        return
+    try:
+        train = load_examples(own.data, own.training.seed).train
+    except UserError as error:  # the files may be gone, and the figures can be had all the same
+        console.say(f"not compared with the run's training questions: {error}")
+        return
+    known = len(overlaps(Split(train, list(examples))))
+    if known:
+        console.say(
+            f"warning: the run was trained on {known:,} of these {len(examples):,} questions, so "
+            "the figures measure memory too"
+        )
+
+
 def _asked(recipe: Recipe, question: str, documents: Path | None, console: Console) -> Example:
     """The question with its candidates: from the documents given, by the recipe's retriever, or
     from the data where each question comes with its own."""
@@ -130,14 +157,10 @@ def _asked(recipe: Recipe, question: str, documents: Path | None, console: Conso
     own = isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own"
     if isinstance(retrieval, CorpusSection) and not own:
         return with_candidates(recipe, [asked], everything, say=console.say)[0]
-    known = {_normalised(e.question): e for e in everything}
-    if _normalised(question) not in known:
+    known = {normalise_question(e.question): e for e in everything}
+    if normalise_question(question) not in known:
         raise UserError(
             "this run's documents come with its questions, and this question is none of them: "
             "give documents to select from with --documents FILE (JSON lines of title and text)"
         )
-    return with_candidates(recipe, [known[_normalised(question)]], [])[0]
-
-
-def _normalised(question: str) -> str:
-    return " ".join(question.split()).casefold()
+    return with_candidates(recipe, [known[normalise_question(question)]], [])[0]

@@ -24,7 +24,7 @@ def read_lines(path: str, model: type[Row], schema: str, setting: str) -> Iterat
         UserError: the file cannot be read, or a line does not fit the model.
     """
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with located(path).open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     place = f"{path}, line {number}"
@@ -32,6 +32,20 @@ def read_lines(path: str, model: type[Row], schema: str, setting: str) -> Iterat
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}: set {setting} to a file of JSON lines; {schema}"
+        ) from error
+
+
+def located(path: str) -> Path:
+    """The path with a leading ~ spelt out.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot use {path}: there is no user of that name: write out the home folder"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from dro_rl.remote import url_problem
 from dro_rl.sections import Rate, Section
 
 # --- ways to search -------------------------------------------------------------------------------
@@ -136,8 +137,8 @@ class HttpRetrieval(RetrievalSection):
     @field_validator("url")
     @classmethod
     def _has_a_host(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
+        if problem := url_problem(url):
+            raise ValueError(problem)
         return url
 
 

@@ -10,11 +10,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -22,14 +23,16 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ray import serve
 
 from dro_rl.cluster import open_cluster
 from dro_rl.data import load_examples
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import describe, located
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
+from dro_rl.remote import bearer_token
 from dro_rl.retrieval import Corpus, Ranking, make_retriever, open_retriever
 from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, Searching
 from dro_rl.tracking.console import Console
@@ -37,6 +40,8 @@ from dro_rl.tracking.console import Console
 _NAME = "retriever"
 _AT_ONCE = 32  # requests that are searched together
 _WAITING = 1024  # requests in the queue; a further one is answered 503
+_MOST_PASSAGES = 100_000  # of a request
+_LARGEST_BODY = 16 * 2**20  # bytes
 
 
 class SearchRequest(BaseModel):
@@ -44,6 +49,15 @@ class SearchRequest(BaseModel):
 
     questions: list[str] = Field(min_length=1, max_length=4096)
     k: int = Field(default=20, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _fits_the_memory(self) -> SearchRequest:
+        if len(self.questions) * self.k > _MOST_PASSAGES:
+            raise ValueError(
+                f"{len(self.questions)} questions of {self.k} passages are more than the "
+                f"{_MOST_PASSAGES} passages of a request: send several"
+            )
+        return self
 
 
 class Hit(BaseModel):
@@ -61,6 +75,29 @@ class SearchReply(BaseModel):
 
 
 api = FastAPI(title="dro_rl retriever")
+# FastAPI itself would read a stranger's body before the token could be looked at.
+_BODY = {"content": {"application/json": {"schema": SearchRequest.model_json_schema()}}}
+
+
+async def read_request(request: Request, token: str | None) -> SearchRequest:
+    """What a request asks; nothing of it is read before its token was found good.
+
+    Raises:
+        HTTPException: 401 without the token, 413 for a body that is too large, 422 for one that is
+            malformed.
+    """
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+        raise HTTPException(401, "send the server's DRO_RL_TOKEN as bearer token")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST_BODY:
+            raise HTTPException(413, f"send at most {_LARGEST_BODY // 2**20} MiB at once")
+    try:
+        return SearchRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise HTTPException(422, describe(error)) from error
 
 
 @serve.deployment(
@@ -100,16 +137,14 @@ class RetrieverService:
             registry=metrics,
         )
 
-    @api.post("/search")
-    async def search(
-        self, body: SearchRequest, authorization: Annotated[str | None, Header()] = None
-    ) -> SearchReply:
+    @api.post("/search", openapi_extra={"requestBody": {**_BODY, "required": True}})
+    async def search(self, request: Request) -> SearchReply:
         """The k best passages of each question."""
         start = time.monotonic()
         status = 500
         try:
-            self._authorise(authorization)
-            found = await asyncio.wait_for(self._found(body), self.timeout)
+            async with asyncio.timeout(self.timeout):
+                found = await self._found(await read_request(request, self.token))
             status = 200
             return found
         except HTTPException as error:
@@ -137,11 +172,6 @@ class RetrieverService:
     async def prometheus(self) -> Response:
         """In the text format of Prometheus."""
         return Response(generate_latest(self.metrics), media_type=CONTENT_TYPE_LATEST)
-
-    def _authorise(self, header: str | None) -> None:
-        given = (header or "").removeprefix("Bearer ")
-        if self.token and not hmac.compare_digest(given.encode(), self.token.encode()):
-            raise HTTPException(401, "send the server's DRO_RL_TOKEN as bearer token")
 
     async def _found(self, body: SearchRequest) -> SearchReply:
         rankings = await self._together(body)
@@ -179,41 +209,64 @@ def serve_forever(recipe: Recipe, host: str, port: int, timeout: float, console:
     Args:
         timeout: for one request [s].
     Raises:
-        UserError: the recipe searches no corpus, the index cannot be made, or the port is taken.
+        UserError: the recipe searches no corpus, the index cannot be made or opened, the port is
+            taken, or the cluster runs Ray Serve already.
     """
     retrieval = _served(recipe)
     _check_port(host, port)
-    token = os.environ.get("DRO_RL_TOKEN")
+    token = bearer_token()
     examples: list[Example] = []
     if retrieval.corpus_path is None:
         split = load_examples(recipe.data, recipe.training.seed)
         examples = [*split.train, *split.evaluation]
-    stop = threading.Event()
     # Ray Serve gives up on its HTTP process after 5 s, in which a busy machine cannot start one.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with open_cluster(recipe.cluster.model_copy(update={"mode": "ray"}), processes=2):
-        # Made here, where an error is one message; the service then only opens it.
+        _check_nothing_is_served()
+        # Made and opened here, where an error is one message; the service then only opens it.
         with open_retriever(retrieval, examples, console.say) as retriever:
             corpus = retriever.corpus
+            retriever.rank(["What is this?"], 1)
+        app = RetrieverService.bind(retrieval, str(corpus.folder), timeout, token)
+        with _running(app, host, port) as address:
+            stop = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            console.say(
+                f"{retrieval.kind} over {len(corpus):,} passages: POST {address}/search; "
+                "also /health, /metrics and /docs; Ctrl-C ends it"
+            )
+            if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+                console.say("whoever reaches it may search: DRO_RL_TOKEN asks for a token")
+            while not stop.wait(1):
+                pass
+
+
+@contextmanager
+def _running(app: serve.Application, host: str, port: int) -> Iterator[str]:
+    """The address of a service, which ends with the block, also on a cluster that goes on."""
+    try:
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        app = RetrieverService.bind(retrieval, str(corpus.folder), timeout, token)
         serve.run(app, name=_NAME, route_prefix="/")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        console.say(
-            f"{retrieval.kind} over {len(corpus):,} passages: POST http://{host}:{port}/search; "
-            "also /health, /metrics and /docs; Ctrl-C ends it"
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def _check_nothing_is_served() -> None:
+    """A cluster has one Ray Serve, with one address: what another started stays as it is."""
+    status = serve.status()
+    if status.proxies or status.applications:
+        names = ", ".join(status.applications) or "nothing at the moment"
+        raise UserError(
+            f"cluster.address: Ray Serve runs on this cluster already ({names}): end it there "
+            "(`serve shutdown`), or serve from another cluster"
         )
-        if token is None and host not in ("127.0.0.1", "localhost", "::1"):
-            console.say("whoever reaches this address may search: DRO_RL_TOKEN asks for a token")
-        while not stop.wait(1):
-            pass
-        serve.delete(_NAME)
 
 
 def _served(recipe: Recipe) -> Any:
@@ -226,16 +279,18 @@ def _served(recipe: Recipe) -> Any:
             "bm25 (corpus: pooled, or corpus_path), dense, fusion or colbert"
         )
     # Its process has a working folder of its own.
-    cache = str(Path(retrieval.cache_dir).expanduser().absolute())
+    cache = str(located(retrieval.cache_dir).absolute())
     return retrieval.model_copy(update={"cache_dir": cache})
 
 
 def _check_port(host: str, port: int) -> None:
     """Ray Serve itself says it in the log of another process."""
     try:
-        with socket.create_server((host, port)):
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
             pass
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot listen at {host}:{port}: {error.strerror}: choose another --port or --host"
+            f"cannot listen at {host}:{port}: {reason}: choose another --port or --host"
         ) from error

@@ -44,16 +44,16 @@ class _Question(BaseModel):
 def _examples(content: Any, name: str) -> Iterator[Example]:
     row = _Question.model_validate(content)
     positive = dict.fromkeys(_passage(text, is_gold=True) for text in row.positive)
-    documents = []
+    documents, retrieved = [], set[Document]()
     for text in row.retrieval:
         document = _passage(text, is_gold=False)
         same = [p for p in positive if _same(p, document)]
         documents.append(Document(document.title, document.text, bool(same)))
-        for found in same:
-            del positive[found]
+        retrieved.update(same)
     answers = (row.answer,) if isinstance(row.answer, str) else tuple(row.answer)
+    missing = [p for p in positive if p not in retrieved]
     metric = "hotpotqa" if row.dataset in _WITH_YES_AND_NO else "squad"
-    yield Example(name, row.question, answers, (*documents, *positive), metric=metric)
+    yield Example(name, row.question, answers, (*documents, *missing), metric=metric)
 
 
 def _passage(text: str, is_gold: bool) -> Document:
@@ -65,7 +65,8 @@ def _passage(text: str, is_gold: bool) -> Document:
 
 def _same(one: Document, other: Document) -> bool:
     a, b = (" ".join(document.text.split()) for document in (one, other))
-    return one.title.casefold() == other.title.casefold() and (a in b or b in a)
+    cut = a in b or b in a  # and an empty text would be a cut of any
+    return one.title.casefold() == other.title.casefold() and bool(a and b) and cut
 
 
 def layout(data: DroData) -> Layout:

@@ -19,8 +19,14 @@ from typing import Any
 import ijson
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 
 _GZIP = b"\x1f\x8b"
+
+
+class MadeUpId(str):
+    """An id that says where a question stands, and nothing of the question itself: two files of one
+    name have the same ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class Record:
     """
 
     place: str
-    name: str
+    name: MadeUpId
     content: Any
 
 
@@ -44,7 +50,7 @@ def read_records(path: str) -> Iterator[Record]:
     """
     done = 0
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with located(path).open("rb") as file:
             for record in _records(_plain(file), path):
                 done += 1
                 yield record
@@ -75,7 +81,8 @@ def _records(stream: io.BufferedReader[Any], path: str) -> Iterator[Record]:
         ("question", _list(stream, path)) if is_list else ("line", _lines(stream, path))
     )
     for number, content in contents:
-        yield Record(f"{path}, {unit} {number}", f"{Path(path).name}-{number}", content)
+        name = MadeUpId(f"{Path(path).name}-{number}")
+        yield Record(f"{path}, {unit} {number}", name, content)
 
 
 def _list(stream: io.BufferedReader[Any], path: str) -> Iterator[tuple[int, Any]]:
@@ -112,7 +119,7 @@ def _decode(line: bytes, place: str) -> Any:
             f"{place}: is not UTF-8 (byte {line[error.start]:#04x} at position {error.start + 1}): "
             "save the file as UTF-8, for instance with iconv"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{place}: Invalid JSON ({error}): a file is one JSON list, or one JSON object a line"
         ) from error

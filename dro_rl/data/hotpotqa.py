@@ -26,7 +26,7 @@ def _pairs(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     if isinstance(value, dict) and len(value) == 2:
         first, second = value.values()

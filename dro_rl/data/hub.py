@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dro_rl.data.files import Record
+from dro_rl.data.files import MadeUpId, Record
 from dro_rl.data_sections import HubData
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -28,7 +30,7 @@ def read_hub(data: HubData, path: str, split: str) -> Iterator[Record]:
     try:
         rows = datasets.load_dataset(where, split=split, **options)
         for number, row in enumerate(rows, start=1):
-            yield Record(f"{source}, question {number}", f"{split}-{number}", row)
+            yield Record(f"{source}, question {number}", MadeUpId(f"{split}-{number}"), row)
     except Exception as error:  # the hub's client and pyarrow raise a dozen unrelated kinds
         raise UserError(
             f"cannot load data set {source}: {error}. Without network access, set data.path to "
@@ -38,8 +40,8 @@ def read_hub(data: HubData, path: str, split: str) -> Iterator[Record]:
 
 def _locate(data: HubData, path: str, split: str) -> tuple[str, dict[str, Any]]:
     """What `datasets.load_dataset` has to be told: a local folder's files, or a hub name."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = located(path)
+    if os.path.isdir(folder):
         files = {split: [str(file) for file in _files(folder / (data.configuration or ""), split)]}
         return "parquet", {"data_files": files, "streaming": True}
     return path, {"name": data.configuration}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ValidationError
@@ -15,7 +15,7 @@ from dro_rl.data.hub import HUB_NAME, read_hub
 from dro_rl.data.split import Split, check_disjoint, hold_out
 from dro_rl.data_sections import FileData, HubData
 from dro_rl.errors import UserError
-from dro_rl.jsonlines import describe
+from dro_rl.jsonlines import describe, located
 from dro_rl.normalise import normalise_answer
 from dro_rl.records import Example
 
@@ -106,10 +106,11 @@ def _splits(data: FileData) -> tuple[str, str]:
 
 
 def _in_hub_layout(data: FileData, path: str) -> bool:
-    place = Path(path).expanduser()
-    if not isinstance(data, HubData) or place.is_file():
+    place = located(path)
+    if not isinstance(data, HubData) or os.path.isfile(place):  # Path's own raises at long names
         return False
-    return place.is_dir() or (HUB_NAME.fullmatch(path) is not None and not _named_as_file(path))
+    is_name = HUB_NAME.fullmatch(path) is not None and not _named_as_file(path)
+    return is_name or os.path.isdir(place)
 
 
 def _named_as_file(path: str) -> bool:
@@ -124,6 +125,7 @@ def _examples(record: Record, layout: Layout) -> list[Example]:
     except ValidationError as error:
         raise UserError(f"{record.place}: {describe(error)}; {layout.hint}") from error
     for example in examples:
+        _check_characters(example, record.place)
         for number, document in enumerate(example.candidates, start=1):
             if not (document.title.strip() or document.text.strip()):
                 raise UserError(
@@ -132,8 +134,22 @@ def _examples(record: Record, layout: Layout) -> list[Example]:
     return examples
 
 
+def _check_characters(example: Example, place: str) -> None:
+    documents = (text for d in example.candidates for text in (d.title, d.text))
+    for text in (example.id, example.question, *example.answers, *documents):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{place}: half of a surrogate pair, which is no character, near "
+                f"{text[max(0, error.start - 40) : error.end + 40]!r}: mend that text"
+            ) from error
+
+
 def _with_scorable_answers(example: Example, place: str, data: FileData) -> Example:
     """The example without the answers that an empty prediction would match, and each once."""
+    if not example.answers:
+        raise UserError(f"{place}: question {example.id!r} has no answer: give one, or drop it")
     answers = tuple(dict.fromkeys(a for a in example.answers if normalise_answer(a)))
     if answers:
         return replace(example, answers=answers)

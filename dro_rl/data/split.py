@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dro_rl.data.files import MadeUpId
 from dro_rl.errors import UserError
 from dro_rl.normalise import normalise_question
 from dro_rl.records import Example
@@ -44,19 +45,21 @@ def hold_out(examples: Iterable[Example], held_out: int, limit: int | None, sour
 def overlaps(split: Split) -> list[tuple[Example, Example]]:
     """(evaluation's, train's) for each evaluation example with an id or a question of train's.
 
-    Questions are compared without regard to case, white space and final punctuation.
+    Questions are compared without regard to case, white space and final punctuation; ids only where
+    the records have their own.
     """
-    keys: tuple[Callable[[Example], str], ...] = (
-        lambda example: example.id,
-        lambda example: normalise_question(example.question),
-    )
     found: dict[str, tuple[Example, Example]] = {}
-    for key in keys:
+    for key in (_own_id, lambda example: normalise_question(example.question)):
         train = {key(example): example for example in split.train}
         for example in split.evaluation:
-            if key(example) in train:
-                found.setdefault(example.id, (example, train[key(example)]))
+            known = train.get(key(example))
+            if known is not None and key(example) is not None:
+                found.setdefault(example.id, (example, known))
     return list(found.values())
+
+
+def _own_id(example: Example) -> str | None:
+    return None if isinstance(example.id, MadeUpId) else example.id
 
 
 def check_disjoint(split: Split, source: str) -> None:

@@ -6,8 +6,9 @@ dialogues: {"chosen_topic", "chosen_topic_passage": [sentences], "dialog": [{"sp
 {key: sentence}}]}. Each of the wizard's turns but one that opens a dialogue is a question: the
 topic and what was said so far, a line each; its answer is what the wizard said. Its documents are
 what the wizard was shown, the topic's passage and those retrieved for the two turns before. Gold is
-the passage that the wizard checked: the one of that title, or else the one that holds the checked
-sentence. Where the wizard used none, none is gold.
+the passage that the wizard checked, by the rule of ParlAI's own code: the one of the checked title
+if it holds the checked sentence, or else the first that does. Without such a sentence, or where the
+wizard used none, none is gold.
 
 KILT's wow-train-kilt.jsonl and its like (Petroni et al., NAACL 2021) have a turn a line, {"id",
 "input", "output": [{"answer", "provenance"}]}, without passages: they come by retrieval.
@@ -22,10 +23,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from dro_rl.data.files import MadeUpId
 from dro_rl.data.hub import listed
 from dro_rl.data.load import Layout, Text
 from dro_rl.data_sections import WizardData
 from dro_rl.records import Document, Example
+
+_NOTHING = "no_passages_used"  # as a checked sentence
 
 
 class _Record(BaseModel):
@@ -61,7 +65,9 @@ def _examples(content: Any, name: str) -> Iterator[Example]:
         yield from _turns(_Dialogue.model_validate(content), name)
     else:
         row = _KiltTurn.model_validate(content)
-        yield Example(row.id, row.input, tuple(o.answer for o in row.output if o.answer))
+        answers = tuple(o.answer for o in row.output if o.answer)
+        if answers:  # the hidden test set has none
+            yield Example(row.id, row.input, answers)
 
 
 def _turns(dialogue: _Dialogue, name: str) -> Iterator[Example]:
@@ -70,31 +76,37 @@ def _turns(dialogue: _Dialogue, name: str) -> Iterator[Example]:
         if number and "wizard" in turn.speaker.lower():
             shown = _shown(dialogue, number)
             gold = _checked(turn, shown)
-            documents = tuple(Document(title, text, title in gold) for title, text in shown.items())
-            yield Example(f"{name}-{number}", "\n".join(said), (turn.text.strip(),), documents)
+            documents = tuple(
+                Document(title, " ".join(sentences), title == gold)
+                for title, sentences in shown.items()
+            )
+            made_up = MadeUpId(f"{name}-{number}")
+            yield Example(made_up, "\n".join(said), (turn.text.strip(),), documents)
         said.append(turn.text.strip())
 
 
-def _shown(dialogue: _Dialogue, number: int) -> dict[str, str]:
+def _shown(dialogue: _Dialogue, number: int) -> dict[str, list[str]]:
     """The passages before the wizard in a turn, by title: the topic's, then those retrieved for
     the turn before, then those for the one before that. One title is shown once."""
     passages = [{dialogue.chosen_topic: dialogue.chosen_topic_passage}]
     for turn in reversed(dialogue.dialog[max(0, number - 2) : number]):
         passages.extend(turn.retrieved_passages)
-    shown: dict[str, str] = {}
+    shown: dict[str, list[str]] = {}
     for passage in passages:
         for title, sentences in passage.items():
             if sentences:
-                shown.setdefault(title, " ".join(map(str.strip, sentences)))
+                shown.setdefault(title, list(map(str.strip, sentences)))
     return shown
 
 
-def _checked(turn: _Turn, shown: dict[str, str]) -> set[str]:
-    titles = {title for title in turn.checked_passage.values() if title in shown}
-    sentences = [sentence.strip() for sentence in turn.checked_sentence.values()]
-    return titles or {
-        title for title, text in shown.items() if any(s and s in text for s in sentences)
-    }
+def _checked(turn: _Turn, shown: dict[str, list[str]]) -> str | None:
+    """The title of the passage that the wizard checked."""
+    sentence = next(iter(turn.checked_sentence.values()), "").strip()
+    holders = [title for title, sentences in shown.items() if sentence in sentences]
+    if not sentence or sentence == _NOTHING or not holders:
+        return None
+    title = next(iter(turn.checked_passage.values()), None)
+    return title if title in holders else holders[0]
 
 
 def layout(data: WizardData) -> Layout:

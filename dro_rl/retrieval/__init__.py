@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 from dro_rl.records import Document, Example
 from dro_rl.retrieval.corpus import Corpus, open_corpus
 from dro_rl.retrieval.given import take_given
@@ -78,7 +79,7 @@ def open_retriever(
     Raises:
         UserError: the corpus is empty or unreadable, the index cannot be made or is damaged.
     """
-    cache = Path(retrieval.cache_dir).expanduser().absolute()
+    cache = located(retrieval.cache_dir).absolute()
     retriever = make_retriever(retrieval, cache, say)
     try:
         retriever.index(open_corpus(retrieval, corpus_examples))

@@ -31,8 +31,8 @@ def build_in_blocks(
     """The scorer (Lucene's variant), as `scorer.index` would make it of all words.
 
     Two passes: the first writes a (word, passage, count) for every word of a passage, the second
-    scores them and puts them in the order of words. In memory are the vocabulary, 4 bytes a passage
-    and one block.
+    scores them and puts them in the order of words. In memory are the vocabulary, some 30 bytes a
+    passage (its length, and what its score is divided by) and one block.
 
     Args:
         blocks: the words of some passages, many times.

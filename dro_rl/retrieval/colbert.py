@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 from dro_rl.retrieval import colbert_worker
 from dro_rl.retrieval.corpus import Corpus
 from dro_rl.retrieval.folders import damaged, digest, made_folder
@@ -53,6 +55,7 @@ class ColbertRetriever(Retriever):
         return {"model": model, "max_length": self.settings.max_length, **versions}
 
     def close(self) -> None:
+        super().close()
         import ray
 
         if self._worker is not None:
@@ -64,10 +67,11 @@ class ColbertRetriever(Retriever):
 
     @cached_property
     def checkpoint(self) -> Path:
-        """A folder of links to the model's files, with metadata that say where it lies.
+        """A copy of the model, with metadata that say where it lies.
 
         ColBERT goes by the paths in a checkpoint's `artifact.metadata`, and where they are not
-        there takes bert-base-uncased without a word, or asks the hub for it.
+        there takes bert-base-uncased without a word, or asks the hub for it. An index keeps the
+        path too, so the copy has to last when the model itself is moved or changed.
 
         Raises:
             UserError: the model is not a ColBERT checkpoint.
@@ -80,18 +84,16 @@ class ColbertRetriever(Retriever):
                 f"retrieval.model: {self.settings.model} is no ColBERT checkpoint: it has no "
                 f"readable {_METADATA}; scripts/minilm_colbert.py makes one to try"
             ) from error
-        makers = {"model": model_identity(model), "place": str(self.cache)}
-
+        makers = {"model": model_identity(model), "place": str(self.cache), "form": "copy"}
         place = str(self.cache / f"checkpoint-{digest(makers)}")
 
-        def link(folder: Path) -> None:
-            for path in model.iterdir():
-                (folder / path.name).symlink_to(path.resolve())
-            (folder / _METADATA).unlink()
+        def copy(folder: Path) -> None:
+            # Contents alone: what is read-only there has to be written here.
+            shutil.copytree(model, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
             moved = metadata | {"model_name": place, "checkpoint": place}
             (folder / _METADATA).write_text(json.dumps(moved, indent=1))
 
-        return made_folder(self.cache, "checkpoint", makers, link)
+        return made_folder(self.cache, "checkpoint", makers, copy)
 
     def _build(self, corpus: Corpus, folder: Path) -> None:
         if len(corpus) < _FEWEST:
@@ -158,9 +160,9 @@ def find_python(name: str) -> Path:
     Raises:
         UserError: there is none; says how to make it.
     """
-    path = Path(name).expanduser()
+    path = located(name)
     for place in (path, _CHECKOUT / path):
-        if place.is_file():
+        if os.path.isfile(place):
             return place.absolute()  # not resolved: the link is what makes it the environment's
     raise UserError(
         f"retrieval.kind: colbert runs in a Python environment of its own, and there is none at "

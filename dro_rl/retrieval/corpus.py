@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 from dro_rl.records import Document, Example
 from dro_rl.retrieval.folders import check_folder, damaged, digest, made_folder, scratch
 from dro_rl.retrieval.passages import is_dataset, open_dataset, read_dataset, read_passages
@@ -69,16 +70,17 @@ def open_corpus(section: CorpusSection, examples: Iterable[Example]) -> Corpus:
     Raises:
         UserError: it is empty or unreadable, or `cache_dir` cannot be written.
     """
-    cache = Path(section.cache_dir).expanduser().absolute()
+    cache = located(section.cache_dir).absolute()
     if section.corpus_path is None:
         return _write(cache, pool(examples), "pooled from the data's questions")
     path = section.corpus_path
     if is_dataset(path):
         dataset = open_dataset(path, section.corpus_configuration, section.corpus_split)
         return _known(cache, dataset._fingerprint, lambda: read_dataset(dataset, path), path)
+    place = located(path)
     try:
-        stat = os.stat(Path(path).expanduser())
-        stamp = [os.path.realpath(Path(path).expanduser()), stat.st_size, stat.st_mtime_ns]
+        stat = os.stat(place)
+        stamp = [os.path.realpath(place), stat.st_size, stat.st_mtime_ns]
     except OSError:
         stamp = None  # reading it will say what is wrong
     return _known(cache, stamp, lambda: read_passages(path), path)
@@ -104,16 +106,25 @@ def read_documents(path: str) -> Sequence[Document]:
 def _known(cache: Path, stamp: Any, read: Any, source: str) -> Corpus:
     """The corpus that a source of this stamp gave before; or else read it."""
     note = cache / "sources" / f"{digest([_FORMAT, stamp])}.json"
-    if note.is_file():
-        folder = cache / json.loads(note.read_text())
-        if folder.is_dir():
-            return Corpus(folder)
+    folder = _noted(cache, note)
+    if folder is not None:
+        return Corpus(folder)
     corpus = _write(cache, read(), source)
     note.parent.mkdir(exist_ok=True)
     beside = note.with_suffix(f".{os.getpid()}")
     beside.write_text(json.dumps(corpus.name))
     os.replace(beside, note)
     return corpus
+
+
+def _noted(cache: Path, note: Path) -> Path | None:
+    """The folder that a note names, if both are there and whole."""
+    try:
+        name = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return None
+    folder = cache / name if name and isinstance(name, str) else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _write(cache: Path, passages: Iterable[Document], source: str) -> Corpus:

@@ -27,7 +27,7 @@ class DenseRetriever(Retriever):
     """Cosine similarity of a question's vector and those of the passages.
 
     Vectors are float16 in a memory-mapped file, 2 bytes a component; searching reads it once for
-    all questions of a call. `index: faiss` makes of it a file of cells of 1 byte a component (IVF
+    some hundred questions. `index: faiss` makes of it a file of cells of 1 byte a component (IVF
     with scalar quantisation), memory-mapped too, of which `probes` are read.
     """
 
@@ -57,6 +57,7 @@ class DenseRetriever(Retriever):
         return {"query_prefix": self.settings.query_prefix, "probes": self.settings.probes}
 
     def close(self) -> None:
+        super().close()
         self._model = None
 
     def encode_passages(self, texts: list[str]) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,7 +55,9 @@ def scratch(cache: Path) -> Iterator[Path]:
     is_new = not cache.exists()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=cache))
+        # tempfile's folders are for their user alone; a cache may be shared, as its umask says.
+        building = cache / f".building-{secrets.token_hex(8)}"
+        building.mkdir()
     except OSError as error:
         raise UserError(
             f"cannot write to {cache}: {error.strerror}: set retrieval.cache_dir to a folder that "

@@ -38,6 +38,7 @@ class FusionRetriever(Retriever):
         return super().index(corpus)
 
     def close(self) -> None:
+        super().close()
         for member in self.members:
             member.close()
 

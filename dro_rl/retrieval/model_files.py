@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 
 
 def local_model(name: str) -> Path:
@@ -14,8 +16,8 @@ def local_model(name: str) -> Path:
     Raises:
         UserError: it is neither a folder nor on the hub.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = located(name)
+    if os.path.isdir(folder):  # Path's own raises at long names
         return folder.absolute()
     from huggingface_hub import snapshot_download
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from dro_rl.errors import UserError
-from dro_rl.jsonlines import read_lines
+from dro_rl.jsonlines import located, read_lines
 from dro_rl.records import Document
 
 SCHEMA = 'a line is {"title": "...", "text": "..."}'
@@ -52,9 +52,10 @@ def read_passages(path: str) -> Iterator[Document]:
 
 def is_dataset(path: str) -> bool:
     """Whether `datasets` has to load it: a folder, or what can only be a hub name."""
-    place = Path(path).expanduser()
+    place = located(path)
     is_file_name = path.removesuffix(".gz").endswith((".tsv", ".jsonl", ".json", ".txt"))
-    return place.is_dir() or not (place.exists() or is_file_name or not _HUB_NAME.fullmatch(path))
+    is_folder, exists = os.path.isdir(place), os.path.exists(place)  # Path's raise at long names
+    return is_folder or not (exists or is_file_name or not _HUB_NAME.fullmatch(path))
 
 
 def open_dataset(path: str, configuration: str | None, split: str) -> Any:
@@ -66,13 +67,13 @@ def open_dataset(path: str, configuration: str | None, split: str) -> Any:
     """
     import datasets  # here because it takes a second to import
 
-    folder = Path(path).expanduser()
+    folder = located(path)
     try:
-        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        if any(os.path.isfile(folder / name) for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(folder))
             dataset = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            name = str(folder) if folder.is_dir() else path
+            name = str(folder) if os.path.isdir(folder) else path
             dataset = datasets.load_dataset(name, configuration, split=split)
     except Exception as error:  # the hub's client raises a dozen unrelated kinds
         raise UserError(
@@ -140,7 +141,7 @@ def _read_dpr(path: str) -> Iterator[Document]:
 
 
 def _open_text(path: str) -> IO[str]:
-    place = Path(path).expanduser()
+    place = located(path)
     if path.endswith(".gz"):
         return gzip.open(place, "rt", encoding="utf-8", newline="")
     return place.open(encoding="utf-8", newline="")

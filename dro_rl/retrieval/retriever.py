@@ -15,6 +15,7 @@ from dro_rl.retrieval.folders import damaged, digest, made_folder
 
 Ranking = list[tuple[Document, float]]  # best first; a score is higher for the better document
 Say = Callable[[str], object]
+AT_ONCE = 256  # questions that are ranked at once
 
 
 class Retriever(ABC):
@@ -46,11 +47,13 @@ class Retriever(ABC):
 
         makers = {"corpus": corpus.name, **self.makers()}
         self.folder = made_folder(self.cache, self.kind, makers, build)
+        self._is_open = False
         self.corpus = corpus
         return self.folder
 
     def rank(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best passages of each question, best first.
+        """The k best passages of each question, best first; some hundred questions at once, so that
+        memory does not grow with their number.
 
         Returns:
             Rows of the corpus (int64, -1 where fewer were found) and their scores (float32), both
@@ -67,7 +70,12 @@ class Retriever(ABC):
         k = min(k, len(self.corpus))
         if not len(questions):
             return np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)
-        return self._rank(questions, k)
+        parts = [
+            self._rank(questions[start : start + AT_ONCE], k)
+            for start in range(0, len(questions), AT_ONCE)
+        ]
+        rows, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return rows, scores
 
     def search(self, questions: Sequence[str], k: int) -> list[Ranking]:
         """The k best passages of each question with their scores, best first.
@@ -77,8 +85,9 @@ class Retriever(ABC):
         """
         return rankings(self.corpus, *self.rank(questions, k))
 
-    def close(self) -> None:  # noqa: B027
-        """Give back processes and memory."""
+    def close(self) -> None:
+        """Give back processes and memory; the next search opens the index again."""
+        self._is_open = False
 
     @abstractmethod
     def makers(self) -> Mapping[str, Any]:
@@ -128,8 +137,8 @@ def kept_rank(
 
     def write(folder: Path) -> None:
         found = []
-        for start in range(0, len(questions) or 1, _AT_ONCE):
-            found.append(retriever.rank(questions[start : start + _AT_ONCE], k))
+        for start in range(0, len(questions) or 1, AT_ONCE):
+            found.append(retriever.rank(questions[start : start + AT_ONCE], k))
             advance(len(found[-1][0]))
         rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         np.save(folder / "rows.npy", rows)
@@ -146,6 +155,3 @@ def kept_rank(
         return np.load(folder / "rows.npy"), np.load(folder / "scores.npy")
     except (OSError, ValueError, EOFError) as error:
         raise damaged(folder, str(error)) from error
-
-
-_AT_ONCE = 256  # questions

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from dro_rl.data import Split, load_examples, overlaps
-from dro_rl.data_sections import JsonlData, MusiqueData, NaturalQuestionsData, WikimultihopData
+from dro_rl.data_sections import (
+    DroData,
+    JsonlData,
+    MusiqueData,
+    NaturalQuestionsData,
+    WikimultihopData,
+)
 from dro_rl.errors import UserError
 from dro_rl.records import Example
 
@@ -81,6 +87,25 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
         load(tmp_path / "a.json", content)
 
 
+def test_a_line_that_is_too_deep_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: Invalid JSON"):
+        load(tmp_path / "a.jsonl", lines(question("q1")) + b'{"id": ' + b"[" * 20_000)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "musique"])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("~no-such-user/a.jsonl", "no user of that name"),
+        ("a" * 300 + ".jsonl", "cannot read .*too long"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_named(kind, path, told):
+    section = {"jsonl": JsonlData, "musique": MusiqueData}[kind]
+    with pytest.raises(UserError, match=told):
+        load_examples(section(kind=kind, path=path, evaluation_questions=1), seed=0)
+
+
 # --- unusable records ---------------------------------------------------------------------------
 
 
@@ -110,6 +135,30 @@ def test_an_answer_that_no_metric_can_see_is_named(tmp_path, answers):
         load(tmp_path / "a.jsonl", content)
     split = load(tmp_path / "a.jsonl", content, unscorable_answers="keep")
     assert split.train[1].answers == tuple(answers)
+
+
+def test_no_answer_at_all_is_refused_whatever_is_kept(tmp_path):
+    row = {"question": "who", "answer": [], "retrieval": ["a"]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row, row]))
+    data = DroData(kind="dro", path=str(path), evaluation_questions=1, unscorable_answers="keep")
+    with pytest.raises(UserError, match=r"a.json, question 1: question 'a.json-1' has no answer"):
+        load_examples(data, seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "q\ud800"},
+        {"question": "Who \ud800?"},
+        {"answers": ["Ann", "\ud800"]},
+        {"documents": [{"text": "By \ud800."}]},
+    ],
+)
+def test_half_a_surrogate_pair_is_named(tmp_path, changes):
+    rows = [json.dumps(question("q1")), json.dumps(question("q2", **changes)), ""]
+    with pytest.raises(UserError, match=r"line 2: half of a surrogate pair"):
+        load(tmp_path / "a.jsonl", "\n".join(rows).encode())
 
 
 def test_publishers_own_sets_keep_the_answers_that_they_have(tmp_path):
@@ -161,6 +210,23 @@ def test_an_id_on_both_sides_is_a_leak_whatever_the_question(tmp_path):
     train, evaluation = lines(question("q1")), lines(question("q1", question="Changed?"))
     with pytest.raises(UserError, match=r"'Changed\?' is both in train \(id 'q1'\)"):
         load_two(tmp_path, train, evaluation, evaluation_questions=None)
+
+
+def test_ids_that_are_made_up_are_no_leak(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        row = {"question": f"who wrote {folder}", "answer": ["Ann"]}
+        (tmp_path / folder / "nq.jsonl").write_text(json.dumps(row))
+    data = NaturalQuestionsData(
+        kind="natural_questions",
+        path=str(tmp_path / "a" / "nq.jsonl"),
+        evaluation_path=str(tmp_path / "b" / "nq.jsonl"),
+    )
+    split = load_examples(data, seed=0)
+    assert split.train[0].id == split.evaluation[0].id
+    same = data.model_copy(update={"evaluation_path": data.path})
+    with pytest.raises(UserError, match="'who wrote a' is both in train"):
+        load_examples(same, seed=0)
 
 
 def test_questions_that_only_look_alike_are_no_leak(tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,9 +97,21 @@ def test_a_checkpoint_that_was_moved_is_told_where_it_is(tmp_path):
     folder = Path(tmp_path / "cache" / retriever.makers()["model"])
     metadata = json.loads((folder / "artifact.metadata").read_text())
     assert metadata == {"model_name": str(folder), "checkpoint": str(folder), "dim": 8}
-    assert os.path.samefile(folder / "config.json", model / "config.json")
     before = json.loads((model / "artifact.metadata").read_text())
     assert before["model_name"] == "/gone"  # the user's own file stays as it is
+
+
+def test_a_checkpoint_is_read_after_its_first_place_is_gone(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "artifact.metadata").write_text("{}")
+    make_retriever(settings(working(tmp_path), str(model)), tmp_path / "cache").makers()
+    moved = tmp_path / "moved"
+    shutil.move(model, moved)
+    retriever = make_retriever(settings(working(tmp_path), str(moved)), tmp_path / "cache")
+    folder = Path(tmp_path / "cache" / retriever.makers()["model"])
+    assert (folder / "config.json").read_text() == "{}"
 
 
 def test_too_few_passages_are_told(tmp_path):

@@ -133,6 +133,39 @@ def test_a_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     assert len(opened(tmp_path, path)) == 9
 
 
+@pytest.mark.parametrize("content", ["", "null", '"gone"', '{"a": 1}'])
+def test_a_bad_note_of_what_was_read_counts_as_none(tmp_path, content):
+    path = jsonl(tmp_path)
+    first = opened(tmp_path, path)
+    (note,) = (tmp_path / "cache" / "sources").iterdir()
+    note.write_text(content)
+    assert opened(tmp_path, path).folder == first.folder
+    assert json.loads(note.read_text()) == first.name
+
+
+def test_who_may_read_the_cache_is_for_the_umask_to_say(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = opened(tmp_path, jsonl(tmp_path)).folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("~no-such-user/c.jsonl", "no user of that name"),
+        ("~no-such-user/c.tsv", "no user of that name"),
+        ("a" * 300 + ".jsonl", "cannot read"),
+        ("a" * 300 + ".tsv", "cannot read"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_named(tmp_path, path, told):
+    with pytest.raises(UserError, match=told):
+        opened(tmp_path, path)
+
+
 def test_a_large_corpus_stays_out_of_memory(tmp_path):
     rows = ({"title": str(i), "text": f"{i} " * 200} for i in range(20_000))
     path = tmp_path / "large.jsonl"

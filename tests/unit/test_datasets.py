@@ -249,6 +249,10 @@ def wizard() -> dict[str, Any]:
         return {"speaker": speaker, "text": text, "retrieved_passages": passages, **checked}
 
     nothing = {"no_passages_used": "no_passages_used"}
+    sea = {
+        "checked_passage": {"self_1": "Sea"},
+        "checked_sentence": {"self_Sea_0": "Sea is old."},
+    }
     return {
         "chosen_topic": "Blue",
         "persona": "i like colours.",
@@ -256,7 +260,7 @@ def wizard() -> dict[str, Any]:
         "dialog": [
             turn("0_Wizard", "Hello. ", ["Sky", "Sea"], checked_sentence=nothing),
             turn("1_Apprentice", "What is blue?", ["Sky", "Paint"]),
-            turn("0_Wizard", "The sea.", ["Ship"], checked_passage={"self_1": "Sea"}),
+            turn("0_Wizard", "The sea.", ["Ship"], **sea),
             turn("1_Apprentice", "And the sky?", ["Air"]),
             turn("0_Wizard", "Yes.", [], checked_passage={}, checked_sentence=nothing),
             turn("1_Apprentice", "Is it big?", ["Blue"]),
@@ -280,6 +284,32 @@ def test_a_wizards_turn_is_a_question_with_what_it_was_shown(tmp_path):
     assert [d.title for d in second.candidates] == ["Blue", "Air", "Ship"]
     assert not any(d.is_gold for d in second.candidates)
     assert third.candidates == (Document("Blue", "Blue is a colour. So is red.", is_gold=True),)
+
+
+@pytest.mark.parametrize(
+    ("checked", "gold"),
+    [
+        ({"checked_passage": {"a": "Sea"}, "checked_sentence": {"a": "Sky is old."}}, ["Sky"]),
+        ({"checked_passage": {"a": "Sea"}, "checked_sentence": {"a": "no_passages_used"}}, []),
+        ({"checked_passage": {"a": "Sea"}, "checked_sentence": {}}, []),
+        ({"checked_passage": {"a": "Sea"}, "checked_sentence": {"a": "old"}}, []),
+        ({"checked_passage": {}, "checked_sentence": {"a": "Paint is big."}}, ["Paint"]),
+    ],
+)
+def test_the_wizards_gold_passage_holds_the_checked_sentence(tmp_path, checked, gold):
+    dialogue = wizard()
+    dialogue["dialog"][2].update(checked)
+    first, *_ = read("wizard_of_wikipedia", write_list(tmp_path / "train.json", dialogue))
+    assert [d.title for d in first.candidates if d.is_gold] == gold
+
+
+def test_kilts_turn_without_an_answer_is_no_question(tmp_path):
+    def turn(name: str, *output: Any) -> dict[str, Any]:
+        return {"id": name, "input": f"Hello {name}", "output": list(output)}
+
+    answered = [turn(name, {"answer": "Yes."}) for name in "ab"]
+    path = write_lines(tmp_path / "wow.jsonl", turn("c", {"provenance": []}), turn("d"), *answered)
+    assert [e.id for e in read("wizard_of_wikipedia", path)] == ["a", "b"]
 
 
 def test_kilts_wizard_has_answers_and_no_passages(tmp_path):
@@ -326,6 +356,16 @@ def test_the_authors_format_ranks_retrieved_passages_and_adds_missing_positive_o
             Document("River", "It leaves the lakes.", is_gold=True),
         ),
     )
+
+
+def test_the_authors_format_marks_every_cut_of_a_positive_passage(tmp_path):
+    cuts = ["Title: Great Lakes. Content: The lakes meet the sea.", "Title: Great Lakes. Content: "]
+    again = "Title: Great Lakes. Content: They are five."
+    row = dro(retrieval=[cuts[0], again, cuts[1]])
+    path = write_list(tmp_path / "nq_train.json", row, dro(question="another"))
+    documents = read("dro", path)[0].candidates
+    assert [d.is_gold for d in documents] == [True, True, False, True]
+    assert [d.title for d in documents] == ["Great Lakes"] * 3 + ["River"]
 
 
 def test_the_authors_format_knows_hotpotqas_metric_and_passages_without_title(tmp_path):

@@ -128,3 +128,7 @@ def test_a_bad_server_is_named_with_what_it_did(server, reply, told):
 def test_an_address_that_is_none_is_refused():
     with pytest.raises(ValueError, match="must begin with http"):
         HttpRetrieval(kind="http", url="localhost:8100/search")
+    with pytest.raises(ValueError, match="name a host"):
+        HttpRetrieval(kind="http", url="http:///search")
+    with pytest.raises(ValueError, match="DRO_RL_TOKEN"):
+        HttpRetrieval(kind="http", url="http://me:secret@localhost/search")

@@ -67,6 +67,40 @@ def test_a_token_is_sent_when_there_is_one(server, monkeypatch):
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
 
 
+def test_a_token_is_sent_without_white_space_around_it(server, monkeypatch):
+    monkeypatch.setenv("DRO_RL_TOKEN", " secret\n")
+    ask(server)
+    assert server.requests[0][1]["Authorization"] == "Bearer secret"
+    monkeypatch.setenv("DRO_RL_TOKEN", " ")
+    ask(server)
+    assert "Authorization" not in server.requests[1][1]
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "secr\u00e9t", "sec\x7fret"])
+def test_a_token_that_no_header_carries_is_refused_and_not_shown(server, monkeypatch, token):
+    monkeypatch.setenv("OTHER_TOKEN", token)
+    with pytest.raises(UserError, match="OTHER_TOKEN: ") as error:
+        ask(server, token_variable="OTHER_TOKEN")
+    assert "sec" not in str(error.value)
+    assert not server.requests
+
+
+def test_a_password_in_the_url_is_refused_and_not_shown():
+    with pytest.raises(UserError, match="reward: .*DRO_RL_TOKEN") as error:
+        post_json("http://me:secret@localhost/score", {}, setting="reward")
+    assert "secret" not in str(error.value)
+
+
+def test_half_a_surrogate_pair_cannot_be_sent(server):
+    with pytest.raises(UserError, match="reward: .* half of a surrogate pair"):
+        post_json(server.url, {"x": "a \ud800 b"}, setting="reward")
+
+
+def test_a_reply_that_is_too_deep_is_a_failed_one(server):
+    server.replies = [(200, b"[" * 20_000, 0), (200, b"3", 0)]
+    assert ask(server) == 3
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_or_broken_server_is_asked_again(server, status):
     server.replies = [(status, b"later", 0), (200, b"not json", 0), (200, b"3", 0)]
@@ -110,7 +144,9 @@ def test_a_reply_may_not_fill_the_memory(server, monkeypatch):
         ask(server)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "http://", "x", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://x/y", "http://", "x", "http://[::1", "http://x:y/"]
+)
 def test_only_http(url):
     with pytest.raises(UserError, match="reward: "):
         post_json(url, {}, setting="reward")

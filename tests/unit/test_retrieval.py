@@ -16,6 +16,8 @@ from real_data import REAL, needs_real_data
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates, open_retriever
+from dro_rl.retrieval import retriever as retriever_module
+from dro_rl.retrieval.corpus import open_corpus
 from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval
 
 pytestmark = pytest.mark.unit
@@ -202,6 +204,27 @@ def test_an_index_is_made_once(tmp_path, monkeypatch):
         search(tmp_path, "rivers", 2, CATS, FISH, DOGS)
     with pytest.raises(TypeError):  # other settings
         search(tmp_path, "rivers", 2, CATS, FISH, k1=0.9)
+
+
+def test_questions_are_ranked_some_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(retriever_module, "AT_ONCE", 2)
+    asked = ["barking dogs", "cats", "swims", "fly", "postmen"]
+    with open_retriever(bm25(tmp_path), QUESTIONS) as retriever:
+        sizes, rank = [], retriever._rank
+        monkeypatch.setattr(
+            retriever, "_rank", lambda some, k: (sizes.append(len(some)), rank(some, k))[1]
+        )
+        found = retriever.search(asked, 2)
+        assert sizes == [2, 2, 1]
+        assert found == [retriever.search([question], 2)[0] for question in asked]
+
+
+def test_another_corpus_is_searched_after_it_was_indexed(tmp_path):
+    settings = bm25(tmp_path)
+    with open_retriever(settings, QUESTIONS[:1]) as retriever:
+        retriever.search(["Birds fly"], 1)
+        retriever.index(open_corpus(settings, [example("q", "?", BIRDS)]))
+        assert retriever.search(["Birds fly"], 4) == [[(BIRDS, pytest.approx(0.4, abs=0.4))]]
 
 
 def test_an_interrupted_build_leaves_nothing_that_is_read(tmp_path, monkeypatch):
