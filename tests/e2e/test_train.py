@@ -247,13 +247,13 @@ def test_evaluations_have_the_keys_that_are_documented(run):
 
 
 def test_nothing_half_written_is_left(run):
-    expected = {"recipe.yaml", "metrics.jsonl", "rollouts", "checkpoints", "evaluation"}
-    assert {p.name for p in run.iterdir()} - {"report.html"} == expected
+    files = {"recipe.yaml", "metrics.jsonl", "report.html"}
+    assert {p.name for p in run.iterdir()} == {*files, "rollouts", "checkpoints", "evaluation"}
     assert {p.name for p in (run / "checkpoints").iterdir()} == {
         f"iteration-000{i}" for i in (1, 2)
     }
     assert {p.name for p in (run / "rollouts").iterdir()} == {
-        f"iteration-000{i}.parquet" for i in (1, 2)
+        f"iteration-000{i}{what}.parquet" for i in (1, 2) for what in ("", "-questions")
     }
 
 
