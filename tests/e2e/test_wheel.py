@@ -44,7 +44,7 @@ def run(installed, folder, *words):
 def test_recipes_and_rewards_are_found_by_name(installed, tmp_path):
     result = run(installed, tmp_path, "check", "demo.yaml")
     assert result.returncode == 0, result.stderr
-    assert f"reward: {installed / 'dro_rl' / 'rewards' / 'answer_likelihood.py'}" in result.stdout
+    assert f"use: {installed / 'dro_rl' / 'rewards' / 'answer_likelihood.py'}" in result.stdout
     assert "unknown" not in result.stdout  # so the sizes of the models were found as well
 
 
