@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
+from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
@@ -24,30 +25,17 @@ QUESTIONS = [Example(f"q{i}", f"Which {i}?", ("yes",), (GOLD,)) for i in range(5
 @pytest.fixture
 def server():
     """Answers with what `served.reply(body)` returns: a value, bytes, or a status."""
+    served = SimpleNamespace(asked=[], reply=echo)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            served.asked.append(body)
-            reply = served.reply(body)
-            content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-            try:
-                self.send_response(reply if isinstance(reply, int) else 200)
-                self.end_headers()
-                self.wfile.write(content)
-            except OSError:  # it had waited long enough
-                pass
+    def answer(body, headers):
+        served.asked.append(body)
+        reply = served.reply(body)
+        status = reply if isinstance(reply, int) else 200
+        return status, reply if isinstance(reply, bytes) else json.dumps(reply).encode()
 
-        def log_message(self, *args):
-            pass
-
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.asked, served.reply = [], echo
-    served.url = f"http://127.0.0.1:{served.server_port}/search"
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield served
-    served.shutdown()
-    served.server_close()
+    with serving(answer) as address:
+        served.url = f"{address}/search"
+        yield served
 
 
 @pytest.fixture(autouse=True)

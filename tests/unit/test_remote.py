@@ -1,11 +1,10 @@
 """Requests to servers that recipes name: what is tried again, and what a user is told."""
 
-import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
+from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
@@ -17,32 +16,18 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def server():
     """A local server; `replies` are (status, body, delay in seconds), the last one for ever."""
+    served = SimpleNamespace(requests=[], replies=[(200, b"[1, 2]", 0)])
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            length = int(self.headers["Content-Length"])
-            served.requests.append((json.loads(self.rfile.read(length)), dict(self.headers)))
-            replies = served.replies
-            status, body, delay = replies.pop(0) if len(replies) > 1 else replies[0]
-            time.sleep(delay)
-            try:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body)
-            except BrokenPipeError:  # it had waited long enough
-                pass
+    def answer(body, headers):
+        served.requests.append((body, headers))
+        replies = served.replies
+        status, content, delay = replies.pop(0) if len(replies) > 1 else replies[0]
+        time.sleep(delay)
+        return status, content
 
-        def log_message(self, *args):
-            pass
-
-    served = HTTPServer(("127.0.0.1", 0), Handler)
-    served.requests, served.replies = [], [(200, b"[1, 2]", 0)]
-    served.url = f"http://127.0.0.1:{served.server_port}/score"
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
+    with serving(answer) as address:
+        served.url = f"{address}/score"
+        yield served
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +116,11 @@ def test_a_refusal_is_told_at_once(server):
     assert len(server.requests) == 1
 
 
-def test_nobody_there(server):
-    server.server_close()
+def test_nobody_there():
+    with serving(lambda body, headers: (200, b"")) as address:
+        pass  # it is gone after the block
     with pytest.raises(UserError, match="check that the server runs"):
-        ask(server, attempts=2)
+        post_json(address, {}, setting="reward", attempts=2)
 
 
 def test_a_reply_may_not_fill_the_memory(server, monkeypatch):

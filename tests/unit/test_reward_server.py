@@ -5,12 +5,13 @@ import math
 import re
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
@@ -213,28 +214,15 @@ def other(monkeypatch):
     wait = time.sleep
     monkeypatch.setattr(remote.time, "sleep", lambda s: wait(s / 100))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, body, delay = served.reply if asked["questions"] else served.about
-            wait(delay)
-            try:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-            except BrokenPipeError:
-                pass
+    served = SimpleNamespace(about=(200, ABOUT, 0), reply=(200, ABOUT, 0))
 
-        def log_message(self, *args):
-            pass
+    def answer(body, headers):
+        status, content, delay = served.reply if body["questions"] else served.about
+        wait(delay)
+        return status, content if isinstance(content, bytes) else json.dumps(content).encode()
 
-    served = HTTPServer(("127.0.0.1", 0), Handler)
-    served.about = served.reply = (200, ABOUT, 0)
-    served.url = f"http://127.0.0.1:{served.server_port}/"
-    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-    yield served
-    served.shutdown()
-    served.server_close()
+    with serving(answer) as served.url:
+        yield served
 
 
 @pytest.mark.parametrize(
@@ -286,10 +274,10 @@ def test_an_address_has_settings_of_its_own(other, settings, told):
 
 
 def test_nobody_at_the_address(other):
-    other.shutdown()
-    other.server_close()
-    with pytest.raises(UserError, match=f"reward: {other.url} gave no usable reply"):
-        load_reward(address(other.url, attempts=2))
+    with serving(lambda body, headers: (200, b"")) as gone:
+        pass
+    with pytest.raises(UserError, match=f"reward: {gone} gave no usable reply"):
+        load_reward(address(gone, attempts=2))
 
 
 def test_an_address_that_is_none():
