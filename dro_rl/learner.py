@@ -62,16 +62,24 @@ class Totals:
     terms: int = 0
     tokens: int = 0
 
-    def add(self, evaluated: Evaluated, targets: Sequence[Target], questions: int) -> None:
+    @classmethod
+    def of(cls, evaluated: Evaluated, targets: Sequence[Target], questions: int) -> Totals:
+        """Of one pass; `questions` are the whole batch's."""
         parts, logps = evaluated.parts, evaluated.logps
-        self.loss += parts.loss.item() / questions
-        self.clipped += parts.clipped / questions
-        self.kl += parts.kl / questions
-        self.value_loss += parts.value_loss / questions
-        self.logp += sum(logps)
-        self.gap += sum(abs(p - sum(t.logq)) for p, t in zip(logps, targets, strict=True) if t.logq)
-        self.truncated_documents += sum(t.truncated_documents for t in targets)
-        self.terms += len(targets)
+        pairs = zip(logps, targets, strict=True)
+        return cls(
+            loss=parts.loss.item() / questions,
+            clipped=parts.clipped / questions,
+            kl=parts.kl / questions,
+            value_loss=parts.value_loss / questions,
+            logp=sum(logps),
+            gap=sum(abs(p - sum(t.logq)) for p, t in pairs if t.logq),
+            truncated_documents=sum(t.truncated_documents for t in targets),
+            terms=len(targets),
+        )
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Learner:
