@@ -6,7 +6,6 @@ Both give `Team`s with the same calls, so the trainer does not know which it has
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from dro_rl import hardware
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
 from dro_rl.libraries import quiet_libraries
+from dro_rl.placement import Room, gpu_shares
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
 
@@ -70,14 +70,23 @@ class Cluster(Protocol):
         """
         ...
 
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        """The same, of n > 1 that work as one: cls(*args, place), and room for all or none.
+
+        Raises:
+            UserError: there is none within `start_timeout`.
+        """
+        ...
+
 
 @contextmanager
-def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
+def open_cluster(section: ClusterSection, processes: int, ranks: int = 0) -> Iterator[Cluster]:
     """The cluster of a recipe; everything started on it ends with the block.
 
     Args:
         section: the recipe's `cluster`.
         processes: how many workers the run will start, to divide the GPUs among.
+        ranks: how many of them belong to learners of several.
     Raises:
         UserError: the Ray address does not answer.
     """
@@ -88,7 +97,7 @@ def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
 
     _connect(section, processes)
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    cluster = _RayCluster(section, gpu_share(processes, gpus))
+    cluster = _RayCluster(section, *gpu_shares(processes, ranks, gpus))
     try:
         yield cluster
     finally:
@@ -137,6 +146,9 @@ class _LocalCluster:
     def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
         return LocalTeam([cls(*args) for _ in range(copies)])
 
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        raise NotImplementedError("the recipe refuses several ranks in one process")
+
 
 # --- on Ray ---------------------------------------------------------------------------------------
 
@@ -174,8 +186,9 @@ class _RayTeam:
         self.timeout, self.start_timeout = section.call_timeout, section.start_timeout
         self.made: list[Any] = []
 
-    def make(self, cls: type, args: tuple) -> None:
-        self.made = [actor.make.remote(cls, args) for actor in self.actors]
+    def make(self, cls: type, args: Sequence[tuple]) -> None:
+        pairs = zip(self.actors, args, strict=True)
+        self.made = [actor.make.remote(cls, given) for actor, given in pairs]
 
     def ready(self) -> list[Any]:
         self._get(self.made, "start", self.start_timeout)
@@ -195,7 +208,7 @@ class _RayTeam:
         return lambda: self._get(refs, method, self.timeout)
 
     def leave(self, method: str) -> Any:
-        return self.actors[0].call.remote(method, ())
+        return [actor.call.remote(method, ()) for actor in self.actors][0]  # noqa: RUF015, ranks
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
         import ray
@@ -245,9 +258,10 @@ class _RayTeam:
 
 
 class _RayCluster:
-    def __init__(self, section: ClusterSection, gpus: float) -> None:
-        self.section, self.gpus = section, gpus
+    def __init__(self, section: ClusterSection, rank_gpus: float, gpus: float) -> None:
+        self.section, self.rank_gpus, self.gpus = section, rank_gpus, gpus
         self.actors: list[Any] = []
+        self.rooms: list[Room] = []
 
     def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
         import ray
@@ -257,7 +271,20 @@ class _RayCluster:
         actors = [host.remote() for _ in range(copies)]
         self.actors += actors
         team = _RayTeam(role, actors, self.section)
-        team.make(cls, args)
+        team.make(cls, [args] * copies)
+        return team
+
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        import ray
+
+        room = Room(role, ranks, self.rank_gpus, self.section.start_timeout)
+        self.rooms.append(room)
+        host = ray.remote(Host)
+        places = [room.place(i) for i in range(ranks)]
+        actors = [host.options(**room.options(i)).remote() for i in range(ranks)]
+        self.actors += actors
+        team = _RayTeam(role, actors, self.section)
+        team.make(cls, [(*args, place) for place in places])
         return team
 
     def stop(self) -> None:
@@ -265,6 +292,8 @@ class _RayCluster:
 
         for actor in self.actors:
             ray.kill(actor)
+        for room in self.rooms:
+            room.free()
 
 
 def _connect(section: ClusterSection, processes: int) -> None:
@@ -306,8 +335,3 @@ def _check_answers(address: str, named: str) -> None:
             f"{named} {address}: nothing answers there ({error}). Start a head with "
             "`ray start --head`, or drop the address to run Ray inside this process"
         ) from error
-
-
-def gpu_share(processes: int, gpus: int) -> float:
-    """Each process's share of a GPU, so that all of them fit: 1 / ceil(processes / GPUs)."""
-    return 1 / math.ceil(processes / gpus) if gpus else 0.0

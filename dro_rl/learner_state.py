@@ -72,7 +72,14 @@ def read(
             for name, parameter in trainable.items():
                 _read_one(name, parameter, optimizer, files, facts, ranks)
             _restore_randomness(files[min(ranks.rank, len(files) - 1)])
-        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise UserError(
                 f"{folder}: cannot be resumed from ({error}); resume an earlier iteration's "
                 "folder or start a new run"

@@ -30,7 +30,6 @@ from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.reward.scoring import answer_tokens, by_documents, document_lists, score_group
 
-
 T = TypeVar("T")
 
 

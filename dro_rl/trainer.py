@@ -20,8 +20,8 @@ from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
-from dro_rl.step_metrics import learner_metrics, rollout_metrics
-from dro_rl.teams import Teams, process_count, start_teams
+from dro_rl.step_metrics import learner_metrics, rollout_metrics, tell_bad_steps
+from dro_rl.teams import Teams, process_count, rank_count, start_teams
 from dro_rl.timeline import Timeline, sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import LiveReport
@@ -37,7 +37,8 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     """
     start = prepare(recipe, console, resume)
     questions, done = start.questions, start.done
-    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+    processes = process_count(recipe, learners=True)
+    with open_cluster(recipe.cluster, processes, rank_count(recipe)) as cluster:
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, start.models, console, steps)
         run = resume or RunDirectory.create(recipe)
@@ -292,6 +293,7 @@ class Trainer:
                 **learner_metrics(done),
             }
         )
+        tell_bad_steps(self.recipe, done, self.console.say)
         for policy, told in done.items():
             flops = self.use.flops(policy, told.tokens, scored, weighted)
             self.timeline.add("learn", tokens=told.tokens, flops=flops)
