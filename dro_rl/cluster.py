@@ -54,7 +54,7 @@ class Team(Protocol):
         ...
 
     def restart(self) -> None:
-        """Make all workers afresh, as they were before their first call, and wait for them."""
+        """Begin to make all workers afresh, as they were before their first call; see `ready`."""
         ...
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:

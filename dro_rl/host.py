@@ -7,7 +7,6 @@ It has two threads: one makes the worker and runs its calls one after the other,
 from __future__ import annotations
 
 import faulthandler
-import sys
 import tempfile
 import threading
 import time
@@ -21,15 +20,12 @@ from dro_rl.hardware import Device, Memory
 from dro_rl.libraries import quiet_libraries
 
 WATCH = "watch"
-_BUSY = 0.01
-"""A thread that used a larger share of the time since the last pulse is taken to move. One that
-waits for a reply uses none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """For how long the worker's call has run, and for how long it has not moved [s]; 0 between
-    calls."""
+    """For how long the worker's call has run, and for how long it has not used the processor [s];
+    0 between calls."""
 
     running: float
     still: float
@@ -94,29 +90,20 @@ class Host:
 
 
 class Motion:
-    """Whether a thread moves: it uses the processor, or stands somewhere else in its code.
+    """Whether a thread uses the processor. One that waits for a reply or a lock uses none at all.
 
     Args:
         thread: its `threading.get_ident()`.
     """
 
     def __init__(self, thread: int) -> None:
-        self._thread, self._clock = thread, time.pthread_getcpuclockid(thread)
-        self._since = self._moved = self._looked = time.monotonic()
-        self._used, self._place = time.clock_gettime(self._clock), ()
+        self._clock = time.pthread_getcpuclockid(thread)
+        self._used, self._since = time.clock_gettime(self._clock), time.monotonic()
+        self._moved = self._since
 
     def pulse(self) -> Pulse:
         """How it looks now; it is judged by what it did since the last look."""
-        now, used, place = time.monotonic(), time.clock_gettime(self._clock), self._where()
-        if place != self._place or used - self._used > _BUSY * (now - self._looked):
-            self._moved = now
-        self._looked, self._used, self._place = now, used, place
+        now, used = time.monotonic(), time.clock_gettime(self._clock)
+        if used > self._used:
+            self._used, self._moved = used, now
         return Pulse(now - self._since, now - self._moved)
-
-    def _where(self) -> tuple[tuple[int, int], ...]:
-        """The line of bytecode in every frame, the innermost first."""
-        frame, places = sys._current_frames().get(self._thread), []
-        while frame is not None:
-            places.append((id(frame.f_code), frame.f_lasti))
-            frame = frame.f_back
-        return tuple(places)

@@ -240,8 +240,8 @@ class ClusterSection(Section):
     )
     heartbeat_timeout: PositiveFloat = Field(
         default=300,
-        description="for a worker with a call to show that it works on it [s]: it answers, and "
-        "either uses its processor or moves on in its code; one that does not is replaced",
+        description="for a worker to answer, and for its call to use the processor [s]; one that "
+        "does not is replaced",
     )
     max_failures: int = Field(
         default=3,

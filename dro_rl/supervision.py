@@ -170,7 +170,6 @@ class RayTeam:
         self._opening = True
         for member in self.members:
             self._start(member)
-        self.ready()
 
     def stop(self) -> None:
         import ray
@@ -279,12 +278,15 @@ class RayTeam:
             work.todo.appendleft(call)
 
     def _make_again(self, member: Member, method: str, lost: _Lost) -> None:
+        import ray
+
         if self.stateful:
             raise WorkerLost(f"{member.name}: lost in {method} ({lost})") from lost
         member.failures += 1
         if member.failures > self.section.max_failures:
             raise self._gave_up(member, method, member.failures, lost) from lost
         self._say(f"{member.name}: lost in {method} ({lost}); it is made again")
+        ray.kill(member.actor)  # one that only could not be reached would keep its memory
         self._start(member)
 
     def _gave_up(self, member: Member, method: str, times: int, lost: _Lost) -> UserError:

@@ -221,6 +221,8 @@ class Teams:
         """Make them afresh, as they were when the run was started."""
         for team in self.learners.values():
             team.restart()
+        for team in self.learners.values():
+            team.ready()
 
     def _users(self, policy: PolicyName) -> dict[str, Team]:
         """Those that hold a policy's weights beside its learner."""

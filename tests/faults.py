@@ -6,6 +6,7 @@ host that it is meant for takes it away and kills, or stops, its own process.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console as RichConsole
+
 from dro_rl.host import Host
+from dro_rl.recipe_file import load_recipe, localise
+from dro_rl.tracking.console import Console
 
 FOLDER = "DRO_RL_TEST_FAULTS"
+SIZE = {"num_cpus": 2, "object_store_memory": 100_000_000}  # of a node
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,38 @@ def role_of(cls: type, args: tuple) -> str:
     """The role of a worker of `dro_rl.teams`, as its faults name it."""
     kinds = {"RolloutWorker": "engine", "Learner": "learner"}
     return f"{args[1]} {kinds[cls.__name__]}" if cls.__name__ in kinds else "reward service"
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+SMALL = (
+    *("rollout.engine=transformers", "training.iterations=2", "training.weights=frozen"),
+    *("data.train_questions=16", "data.evaluation_questions=4", "algorithm.samples=2"),
+    *("training.questions_per_iteration=8", "training.batch_size=4", "evaluation.samples=2"),
+)
+
+
+def run_of(run: Path, *overrides: str) -> tuple[Path, str]:
+    """Train the demo, made small, in this process; the run's folder, and what was said."""
+    from dro_rl.trainer import train
+
+    settings, said = [*SMALL, *overrides, f"tracking.run_dir={run}"], io.StringIO()
+    recipe = localise(load_recipe("recipes/demo.yaml", settings))
+    train(recipe, Console(RichConsole(file=said, soft_wrap=True)))
+    return run, said.getvalue()
+
+
+def three_nodes() -> Any:
+    """A cluster of a head and two nodes; that one has died is noticed within some seconds."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # of a machine that is busy
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {**SIZE, "_system_config": quick, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        cluster.add_node(**SIZE)
+    return cluster
 
 
 def outcome(run: Path) -> dict[str, Any]:

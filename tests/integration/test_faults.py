@@ -1,7 +1,6 @@
 """Processes that die or hang, on a Ray cluster of three nodes of its own: work is done all the
 same, and the results are those of an undisturbed run, bit for bit."""
 
-import io
 import os
 import re
 import signal
@@ -10,15 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console as RichConsole
 
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.recipe import ClusterSection
-from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.supervision import WorkerLost
-from dro_rl.tracking.console import Console
-from tests.faults import FOLDER, Fault, MortalHost, differences
+from tests.faults import FOLDER, Fault, MortalHost, differences, run_of, three_nodes
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -26,17 +22,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A head and two more nodes; a node that dies is noticed within some seconds."""
-    from ray.cluster_utils import Cluster
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(tmp_path_factory.mktemp("faults")))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
-        quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
-        head = {"num_cpus": 2, "_system_config": quick, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
+        cluster = three_nodes()
         yield cluster
         cluster.shutdown()
 
@@ -147,6 +137,7 @@ def test_a_worker_whose_weights_are_wrong_does_not_come_back(team, tmp_path):
         team.ready()
     team.on_return("load_weights", (3,), anew=True)
     team.restart()
+    team.ready()
 
 
 def test_a_call_that_kills_every_worker_ends_with_the_reason(team):
@@ -170,8 +161,8 @@ def test_a_worker_that_holds_state_is_not_made_again(cluster):
     with pytest.raises(WorkerLost, match="learner 1 of 2: lost in square"):
         team.submit("square", 2, Path("/dev/null"))()
     team.restart()
-    assert team.submit("square", 3)() == [9, 9]
     assert {a["pid"] for a in team.ready()}.isdisjoint(a["pid"] for a in first)
+    assert team.submit("square", 3)() == [9, 9]
 
 
 @pytest.mark.parametrize("how", ["computes", "moves on"])
@@ -207,27 +198,10 @@ def test_a_stopped_worker_is_replaced(team, told, tmp_path):
 
 # --- whole runs -----------------------------------------------------------------------------------
 
-SMALL = (
-    *("rollout.engine=transformers", "training.iterations=2", "training.weights=frozen"),
-    *("data.train_questions=16", "data.evaluation_questions=4", "algorithm.samples=2"),
-    *("training.questions_per_iteration=8", "training.batch_size=4", "evaluation.samples=2"),
-)
-
-
-def run_of(folder: Path, *overrides: str) -> tuple[Path, str]:
-    """Train in this process; the run and what was said."""
-    from dro_rl.trainer import train
-
-    run, said = folder / "run", io.StringIO()
-    settings = [*SMALL, *overrides, f"tracking.run_dir={run}"]
-    recipe = localise(load_recipe("recipes/demo.yaml", settings))
-    train(recipe, Console(RichConsole(file=said, soft_wrap=True)))
-    return run, said.getvalue()
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
-    run, _ = run_of(tmp_path_factory.mktemp("undisturbed"), "cluster.mode=local")
+    run, _ = run_of(tmp_path_factory.mktemp("undisturbed") / "run", "cluster.mode=local")
     return run
 
 
@@ -249,7 +223,7 @@ FAULTS = [
 def test_engines_and_reward_service_may_die_at_any_stage(undisturbed, on_ray, tmp_path):
     for fault in FAULTS:
         fault.plant()
-    run, said = run_of(tmp_path, *on_ray)
+    run, said = run_of(tmp_path / "run", *on_ray)
     assert all(fault.struck for fault in FAULTS)
     for fault in FAULTS:
         assert re.search(rf"^{fault.role}.*: lost in {fault.method} ", said, re.M), fault
@@ -263,7 +237,7 @@ def test_learners_may_die_and_start_again_from_the_last_checkpoint(undisturbed, 
     ]
     for fault in faults:
         fault.plant()
-    run, said = run_of(tmp_path, *on_ray)
+    run, said = run_of(tmp_path / "run", *on_ray)
     assert all(fault.struck for fault in faults)
     again = re.findall(r"^(\w+ learner): lost in (\w+) .*: learners start again", said, re.M)
     assert again == [("generator learner", "step"), ("selector learner", "weights")]
@@ -273,7 +247,7 @@ def test_learners_may_die_and_start_again_from_the_last_checkpoint(undisturbed, 
 def test_a_run_that_loses_its_learner_too_often_says_how_to_go_on(on_ray, tmp_path):
     Fault("selector learner", "step").plant()
     with pytest.raises(UserError, match="selector learner: lost in step.*--resume"):
-        run_of(tmp_path, *on_ray, "cluster.max_failures=0")
+        run_of(tmp_path / "run", *on_ray, "cluster.max_failures=0")
 
 
 # --- the last, since it leaves fewer nodes --------------------------------------------------------

@@ -16,6 +16,9 @@ class Worker:
     def __init__(self) -> None:
         self.stop = threading.Event()
 
+    def compute_nothing(self) -> None:
+        pass
+
     def compute(self) -> None:
         while not self.stop.is_set():
             pass
@@ -32,6 +35,7 @@ class Worker:
 def host():
     hosting = Host()
     hosting.make(Worker, ())
+    hosting.call("compute_nothing", ())  # the first call imports Ray
     yield hosting
     hosting.worker.stop.set()
 
