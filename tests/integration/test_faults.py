@@ -14,19 +14,19 @@ from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.recipe import ClusterSection
 from dro_rl.supervision import WorkerLost
-from tests.faults import FOLDER, Fault, MortalHost, differences, run_of, three_nodes
+from tests.faults import FOLDER, SIZE, Fault, MortalHost, differences, run_of, start_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """A head and two more nodes; a node that dies is noticed within some seconds."""
+    """A cluster's head; the last test adds nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(tmp_path_factory.mktemp("faults")))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
-        cluster = three_nodes()
+        cluster = start_cluster()
         yield cluster
         cluster.shutdown()
 
@@ -255,6 +255,8 @@ def test_a_run_that_loses_its_learner_too_often_says_how_to_go_on(on_ray, tmp_pa
 
 def test_a_node_dies_and_its_workers_come_back_on_the_others(nodes, tmp_path):
     told = list[str]()
+    for _ in range(2):
+        nodes.add_node(**SIZE)
     with open_cluster(section(nodes), 6, told.append) as cluster:
         team = cluster.start("worker", Worker, 6)
         team.ready()
