@@ -367,7 +367,7 @@ def test_a_folder_that_is_no_run(place, words):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["selector.documents=1"], "a resumed run may change only"),
+        (["selector.documents=1"], "selector.documents: 2 -> 1"),
         (["recipe.yaml"], "uses the run's own recipe"),
         (["training.iterations=none"], "training.iterations"),
     ],
