@@ -155,13 +155,14 @@ def is_finished(run: RunDirectory, recipe: Recipe) -> bool:
 def how_to_go_on(run: RunDirectory) -> str:
     """Where a run stands, and the command that goes on from there."""
     if not run.begun:
-        return "nothing has been written"
+        return "Nothing has been written"
     last = latest(run)
-    begun = sorted((run.path / "checkpoints").glob(f"iteration-{last + 1:04d}-part-????"))
-    stands = [f"iteration {last}"] if last else []
-    stands += [f"what iteration {last + 1} had so far"] if begun else []
-    good = f"{' and '.join(stands)} {'is' if len(stands) == 1 else 'are'} safe" if stands else ""
-    return f"{good or 'nothing was saved yet'}; go on with: dro-rl train --resume {run.path}"
+    parts = sorted((run.path / "checkpoints").glob(f"iteration-{last + 1:04d}-part-????"))
+    safe = [f"iteration {last}"] if last else []
+    safe += [f"what iteration {last + 1} had so far"] if parts else []
+    told = f"{' and '.join(safe)} {'are' if len(safe) > 1 else 'is'} safe" if safe else ""
+    told = told or "nothing but its beginning has been saved"
+    return f"{told[0].upper()}{told[1:]}; go on with: dro-rl train --resume {run.path}"
 
 
 def _states(folder: Path, policy: PolicyName) -> list[Path]:

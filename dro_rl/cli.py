@@ -73,7 +73,7 @@ def train(
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
 
-    with says_how_to_go_on(lambda: "nothing had begun"):
+    with says_how_to_go_on(lambda: "Nothing had begun"):
         if loaded.algorithm.kind == "trl_grpo":
             from dro_rl.trl_grpo import train as run_training
         else:

@@ -68,11 +68,19 @@ def begun(recipe: Recipe) -> Path | None:
 
 
 def finished(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has nothing left to do."""
-    from dro_rl import checkpoint
+    """Whether a run has nothing left to do; what it did not come to after its last checkpoint is
+    made good then."""
+    from dro_rl import checkpoint, progress
+    from dro_rl.tracking.report import LiveReport
     from dro_rl.tracking.run_directory import RunDirectory
 
-    return checkpoint.is_finished(RunDirectory.open(run), recipe)
+    directory = RunDirectory.open(run)
+    if not checkpoint.is_finished(directory, recipe):
+        return False
+    progress.forget(directory)
+    checkpoint.prune(directory, recipe)
+    LiveReport(directory).write()
+    return True
 
 
 def _require_same(run: Path, recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dro_rl.durable import CannotWrite
+from dro_rl.errors import UserError
 
 _GRACE = 2.0  # seconds to end in an orderly way; `ray job stop` sends SIGKILL after 3
 
@@ -30,7 +31,7 @@ def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
         if told:
             return  # it is ending
         told.append(number)
-        line = f"\nstopped by {signal.Signals(number).name}: {where()}\n"
+        line = f"\nstopped by {signal.Signals(number).name}. {where()}\n"
         os.write(2, line.encode(errors="replace"))  # print may be what was interrupted
         watchdog = threading.Timer(_GRACE, os._exit, (128 + number,))
         watchdog.daemon = True
@@ -44,7 +45,7 @@ def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except CannotWrite as error:
-        raise CannotWrite(f"{error}. {where()}") from error
+        raise UserError(f"{error}. {where()}") from error
     except KeyboardInterrupt:
         if not told:
             raise
