@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from dro_rl.errors import UserError
+from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import PromptWriter, prompt_style
-from dro_rl.recipe import PolicySection
 
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
