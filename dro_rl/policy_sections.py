@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from dro_rl.sections import Rate, Section
+from dro_rl.sections import MAY_CHANGE, Rate, Section
 
 
 class Lora(Section):
@@ -53,8 +53,8 @@ class PolicySection(Section):
     )
     max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
     learning_rate: PositiveFloat = 1e-6
-    gradient_checkpointing: bool = False
-    ranks: PositiveInt = Field(
+    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    ranks: Annotated[PositiveInt, MAY_CHANGE] = Field(
         default=1,
         description="processes that train it together, each with a part of every weight (FSDP2)",
     )
