@@ -88,7 +88,7 @@ def tell_bad_steps(
 
 def iteration_metrics(
     summary: Mapping[str, Any],
-    gaps: Mapping[PolicyName, float],
+    gaps: Mapping[str, float],
     running_mean: float | None,
     prefix_cache_hits: float,
 ) -> dict[str, Any]:
