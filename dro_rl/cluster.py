@@ -20,7 +20,8 @@ from dro_rl.hardware import Device, Memory
 from dro_rl.host import WATCH, Host
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
-from dro_rl.supervision import Check, Done, RayTeam, Say
+from dro_rl.supervision import RayTeam
+from dro_rl.team_work import Check, Done, Say
 
 
 class Team(Protocol):
@@ -178,10 +179,9 @@ class _RayCluster:
     def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
         import ray
 
+        remote: Any = ray.remote  # whose types lack concurrency_groups
         # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
-        host = ray.remote(concurrency_groups={WATCH: 1})(Host).options(
-            num_cpus=0, num_gpus=self.gpus
-        )
+        host = remote(concurrency_groups={WATCH: 1}, num_cpus=0, num_gpus=self.gpus)(Host)
         team = RayTeam(
             role,
             copies,
