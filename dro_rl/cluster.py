@@ -20,7 +20,8 @@ from dro_rl.host import WATCH, Host
 from dro_rl.placement import Room, gpu_shares
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
-from dro_rl.supervision import Check, Done, RayTeam, Say
+from dro_rl.supervision import RayTeam
+from dro_rl.team_work import Check, Done, Say
 
 
 class Team(Protocol):
@@ -221,7 +222,8 @@ class _RayCluster:
     def _host(self) -> Any:
         import ray
 
-        return ray.remote(concurrency_groups={WATCH: 1})(Host)
+        remote: Any = ray.remote  # whose types lack concurrency_groups
+        return remote(concurrency_groups={WATCH: 1})(Host)
 
     def _team(
         self,

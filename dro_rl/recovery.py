@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dro_rl import checkpoint
 from dro_rl.errors import UserError
-from dro_rl.supervision import WorkerLost
+from dro_rl.ray_results import WorkerLost
 from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory

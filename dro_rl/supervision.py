@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,61 +23,9 @@ from typing import Any
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
 from dro_rl.heartbeat import Heart, beat, keep_stack
+from dro_rl.ray_results import Lost, WorkerLost, result_of
 from dro_rl.recipe import ClusterSection
-
-Say = Callable[[str], object]
-Check = Callable[[Any], object]
-Done = Callable[[int], None]
-
-
-class WorkerLost(UserError):
-    """A process died or hung whose state is in the last checkpoint alone."""
-
-
-class _Lost(Exception):
-    """A worker that did not finish its call; the message says why."""
-
-
-@dataclass(eq=False)
-class Call:
-    """What a worker is asked: its place among the results, and how it is sent to an actor."""
-
-    number: int
-    method: str
-    send: Callable[[Any], Any]
-    failures: int = 0
-
-
-@dataclass(eq=False)
-class Member:
-    """A place in a team, whose actor changes when it is lost.
-
-    `starting` are the calls that it has yet to go through before it takes work, with what looks at
-    their results; empty: it serves. `failures` are losses since it last finished a call.
-    """
-
-    name: str
-    number: int = 0
-    actor: Any = None
-    heart: Heart = field(init=False)
-    starting: list[tuple[Any, Check | None]] = field(default_factory=list)
-    began: float = 0.0
-    failures: int = 0
-    about: Any = None
-    killed_for: str = ""
-
-
-@dataclass
-class Work:
-    """Calls to be made, under way (by reference) and done.
-
-    `spare`: a call whose worker was lost is not made again as long as others give a result.
-    """
-
-    todo: deque[Call] = field(default_factory=deque)
-    running: dict[Any, tuple[Call, Member, Any]] = field(default_factory=dict)
-    results: dict[int, Any] = field(default_factory=dict)
-    spare: bool = False
+from dro_rl.team_work import Call, Check, Done, Member, Say, Work
 
 
 class RayTeam:
@@ -207,7 +154,7 @@ class RayTeam:
             call, member, actor = work.running.pop(ended)
             try:
                 work.results[call.number] = self._take(ended, member, call.method)
-            except _Lost as lost:
+            except Lost as lost:
                 self._lost(work, call, member, actor, lost)
                 continue
             member.failures = 0
@@ -239,39 +186,17 @@ class RayTeam:
                 return ended[0]
 
     def _take(self, ref: Any, member: Member, method: str) -> Any:
-        """A result that is there.
-
-        Raises:
-            UserError: the worker did.
-            WorkerLost: what the call was given is lost.
-            _Lost: the worker is.
-        """
-        import ray
-        from ray import exceptions as ray_errors
-
-        lost = (
-            ray_errors.RayActorError,
-            ray_errors.WorkerCrashedError,
-            ray_errors.LocalRayletDiedError,
-            ray_errors.NodeDiedError,
-            ray_errors.ObjectLostError,
-            ray_errors.GetTimeoutError,
-        )
+        """See `result_of`; names the worker."""
         try:
-            return ray.get(ref, timeout=self.section.call_timeout)
-        except ray_errors.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            if isinstance(error.cause, lost):
-                why = in_short(str(error.cause))
-                raise WorkerLost(f"{member.name}: {method} lacked an argument ({why})") from error
-            raise
-        except lost as error:
-            raise _Lost(member.killed_for or in_short(str(error))) from error
+            return result_of(ref, self.section.call_timeout)
+        except WorkerLost as lost:
+            raise WorkerLost(f"{member.name}: {method}: {lost}") from lost
+        except Lost as lost:
+            raise Lost(member.killed_for or str(lost)) from lost
 
     # --- losses -----------------------------------------------------------------------------------
 
-    def _lost(self, work: Work, call: Call, member: Member, actor: Any, lost: _Lost) -> None:
+    def _lost(self, work: Work, call: Call, member: Member, actor: Any, lost: Lost) -> None:
         call.failures += 1
         if call.failures > self.section.max_failures and not self.stateful:
             raise self._gave_up(member, call.method, call.failures, lost) from lost
@@ -280,7 +205,7 @@ class RayTeam:
         if not (work.spare and (work.running or work.results)):
             work.todo.appendleft(call)
 
-    def _make_again(self, member: Member, method: str, lost: _Lost) -> None:
+    def _make_again(self, member: Member, method: str, lost: Lost) -> None:
         import ray
 
         if self.stateful:
@@ -292,7 +217,7 @@ class RayTeam:
         ray.kill(member.actor)  # one that only could not be reached would keep its memory
         self._start(member)
 
-    def _gave_up(self, member: Member, method: str, times: int, lost: _Lost) -> UserError:
+    def _gave_up(self, member: Member, method: str, times: int, lost: Lost) -> UserError:
         often = f"{times} times in a row" if times > 1 else "once"
         return UserError(
             f"{member.name}: lost in {method} {often}, more than cluster.max_failures "
@@ -328,7 +253,7 @@ class RayTeam:
                 value = self._take(ref, member, "start")
                 if check:
                     check(value)
-        except _Lost as lost:
+        except Lost as lost:
             self._make_again(member, "start", lost)
             return
         member.starting = []
@@ -355,9 +280,3 @@ class RayTeam:
                 "(`ray logs`) and that the cluster has room for it (`ray status`), or raise "
                 "cluster.start_timeout"
             )
-
-
-def in_short(message: str) -> str:
-    """Of Ray's account of a death, why it died; without identifiers and addresses."""
-    lines = [line for line in message.splitlines() if line and not line.startswith("\t")]
-    return " ".join(lines[1:] or lines)

@@ -196,7 +196,7 @@ class Teams:
 
     # --- weights --------------------------------------------------------------------------------
 
-    def synchronise(self, version: int, probe: Example) -> dict[str, float]:
+    def synchronise(self, version: int, probe: Example) -> dict[PolicyName, float]:
         """Give the learners' weights to every process that uses them, and check that they took.
 
         Returns:
@@ -205,7 +205,7 @@ class Teams:
         Raises:
             UserError: a gap exceeds `rollout.max_logp_gap`; both figures are named.
         """
-        gaps = {}
+        gaps: dict[PolicyName, float] = {}
         for policy, learner in self.learners.items():
             weights, users = learner.leave("weights"), self._users(policy).values()
             self.versions[policy] = version
