@@ -83,19 +83,28 @@ class Learner:
         model: folder or hub name to start from.
         total_steps: optimiser steps of the whole run, for the schedule.
         learning_rate: peak.
+        base: a loaded `model` that another learner adapts too, each with an adapter of its own.
     """
 
     def __init__(
-        self, recipe: Recipe, policy: PolicyName, model: str, total_steps: int, learning_rate: float
+        self,
+        recipe: Recipe,
+        policy: PolicyName,
+        model: str,
+        total_steps: int,
+        learning_rate: float,
+        base: Any = None,
     ) -> None:
         torch.set_num_threads(recipe.cluster.threads)
         torch.manual_seed(recipe.training.seed)
         self.recipe, self.policy = recipe, policy
         self.section = recipe.policy(policy)
         self.writer = causal_lm.prompt_writer(self.section, model)
-        self.model: Any = causal_lm.load_model(self.section, model, training=True)
+        if base is None:
+            base = causal_lm.load_model(self.section, model, training=True)
+        self.model: Any = base
         if self.section.lora:
-            self.model = causal_lm.add_lora(self.model, self.section)
+            self.model = causal_lm.add_lora(base, self.section, policy)
         self.objective = Objective(recipe, policy, self.model, self.writer, model)
         self.reward: Reward | None = None  # of `step_and_score`
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
