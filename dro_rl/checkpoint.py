@@ -47,7 +47,7 @@ def write(
     for wait in [t.submit("save", partial / name) for name, t in learners.items()]:
         wait()
     for policy in learners:
-        if not ((partial / policy / "config.json").is_file() and _state(partial, policy).is_file()):
+        if not ((partial / policy / "config.json").is_file() and _states(partial, policy)):
             raise UserError(
                 f"{partial}: the {policy}'s learner wrote its checkpoint somewhere else: "
                 "tracking.run_dir must be on a file system that all machines share"
@@ -59,8 +59,8 @@ def publish(run: RunDirectory, iteration: int) -> None:
     os.replace(_partial(run, iteration), folder_of(run, iteration))
     if iteration > _STATES_KEPT:
         old = folder_of(run, iteration - _STATES_KEPT)
-        for path in (old / _KNOWN, *(_state(old, policy) for policy in POLICIES)):
-            path.unlink(missing_ok=True)
+        for path in (old / _KNOWN, *(s for policy in POLICIES for s in _states(old, policy))):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def known(run: RunDirectory, iteration: int) -> dict[str, Any]:
@@ -86,5 +86,6 @@ def _partial(run: RunDirectory, iteration: int) -> Path:
     return final.with_name(final.name + ".partial")
 
 
-def _state(folder: Path, policy: PolicyName) -> Path:
-    return folder / f"{policy}.learner.pt"
+def _states(folder: Path, policy: PolicyName) -> list[Path]:
+    """What `Learner.save_state` wrote: files, or folders of shards."""
+    return sorted(folder.glob(f"{policy}.learner*"))

@@ -41,13 +41,10 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, start.models, console, steps)
         run = resume or RunDirectory.create(recipe)
-        run.drop_after(done)
-        if done:
-            for policy, learner in teams.learners.items():
-                learner.submit("restore", checkpoint.folder_of(run, done) / policy)()
-            console.say(f"resumed {run.path} after iteration {done}")
+        trainer = Trainer(recipe, run, questions, teams, start.reward, console)
+        trainer.restore(done)
         run.write_recipe(recipe)  # of a resumed run: what it has been continued with
-        Trainer(recipe, run, questions, teams, start.reward, console).run_from(done)
+        trainer.run_on()
     return run
 
 
@@ -66,29 +63,43 @@ class Trainer:
         self.recipe, self.run, self.questions = recipe, run, questions
         self.teams, self.reward, self.console = teams, reward, console
         self.report = LiveReport(run)
+        self.done = 0  # iterations, whose last checkpoint all processes stand at
         self.timeline, self.use = Timeline(), LearnersUse(recipe, teams.learners)
         self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
         self.ahead: list[Rollout] = []  # with rollout.overlap, the next iteration's
         self.hits = math.nan  # share of prompt tokens that sampling read from prefix caches
 
-    def run_from(self, done: int) -> None:
-        """All iterations after the first `done`, or until they stop helping."""
-        probe = self.questions.evaluation[0]
-        for policy in self.teams.learners:
-            self.teams.check(policy, probe)  # before an hour is spent on engines that disagree
-        if done == 0:
-            self.run.write_held_out(self.questions.evaluation)
-            self._evaluate(0)
-        else:  # engines count from version 0, whatever they started with
-            self.teams.synchronise(done, probe)
-            self.teams.restore_known(checkpoint.known(self.run, done))
-            self.running_mean = self.run.metrics_of(done).get("reward/running_mean")
+    def restore(self, done: int) -> None:
+        """Put the run and all its processes into the state that iteration `done` ended with.
+
+        Needs nothing of them but that they are there: engines may hold any weights and the caches
+        anything. Learners may be fresh; before the first checkpoint (0) they have to be.
+        """
+        self.done, self.ahead = done, []
+        self.run.drop_after(done)
+        if done:
+            for policy, learner in self.teams.learners.items():
+                learner.submit("restore", checkpoint.folder_of(self.run, done) / policy)()
+            self.console.say(f"resumed {self.run.path} after iteration {done}")
             if self.recipe.rollout.overlap:
                 self.console.say(
                     "note: rollout.overlap: what had been sampled ahead is lost, so the next "
                     "iteration samples with newer weights than in a run that goes through"
                 )
-        for iteration in range(done + 1, self.recipe.training.iterations + 1):
+        # Engines count from version 0 whatever they started with, and an hour is not to be spent
+        # on engines that disagree.
+        self.teams.synchronise(done, self.questions.evaluation[0])
+        self.teams.restore_known(checkpoint.known(self.run, done))
+        self.teams.forget_usage()
+        self.running_mean = self.run.metrics_of(done).get("reward/running_mean")
+
+    def run_on(self) -> None:
+        """All iterations that are left, or until they stop helping."""
+        probe = self.questions.evaluation[0]
+        if self.done == 0:
+            self.run.write_held_out(self.questions.evaluation)
+            self._evaluate(0)
+        for iteration in range(self.done + 1, self.recipe.training.iterations + 1):
             if self._no_longer_helps():
                 break
             self.timeline = Timeline()
@@ -331,6 +342,7 @@ class Trainer:
             }
         )
         checkpoint.publish(self.run, iteration)
+        self.done = iteration
         self.report.refresh()
         self.console.progress(self.run.evaluations())
 

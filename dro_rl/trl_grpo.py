@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import tempfile
 
-from dro_rl import checkpoint
 from dro_rl.cluster import LocalTeam, open_cluster
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
@@ -51,15 +50,12 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         )
         teams.learners["selector"] = LocalTeam([learner])
         run = resume or RunDirectory.create(recipe)
-        run.drop_after(done)
         loop = TrlRun(recipe, run, questions, teams, start.reward, console)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = loop.trainer(learner, done, scratch)  # before restoring: TRL's reference
-            if done:
-                learner.restore(checkpoint.folder_of(run, done) / "selector")
-                console.say(f"resumed {run.path} after iteration {done}")
+            loop.restore(done)
             run.write_recipe(recipe)
-            loop.drive(trainer, done)
+            loop.drive(trainer)
     return run
 
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
-from dro_rl import checkpoint
 from dro_rl.algorithm_sections import TrlGrpoAlgorithm
 from dro_rl.algorithms import Group
 from dro_rl.learner import Learner
@@ -62,16 +61,11 @@ class TrlRun(Trainer):
         rows = [f"{done + 1 + i // self.size}/{i % self.size}" for i in range(left * self.size)]
         return SelectorTrainer(self, learner, steps, Dataset.from_dict({"prompt": rows}), scratch)
 
-    def drive(self, trainer: SelectorTrainer, done: int) -> None:
-        """All iterations after the first `done`, or until they stop helping."""
-        probe = self.questions.evaluation[0]
-        if done == 0:
-            self.teams.check("selector", probe)
+    def drive(self, trainer: SelectorTrainer) -> None:
+        """All iterations that are left, or until they stop helping."""
+        if self.done == 0:
             self.run.write_held_out(self.questions.evaluation)
             self._evaluate(0)
-        else:
-            self.teams.synchronise(done, probe)
-            self.teams.restore_known(checkpoint.known(self.run, done))
         if not self._no_longer_helps():
             trainer.train()
         self.report.write()
