@@ -210,3 +210,58 @@ def test_on_ray_two_processes_do_what_one_does(tmp_path):
     for policy in POLICIES:
         for name, array in weights[policy].items():
             assert np.array_equal(array, others_weights[policy][name])
+
+
+# --- a run, in this process ----------------------------------------------------------------------
+
+RUN = (
+    "cluster.mode=local",
+    "rollout.engine=transformers",
+    "data.train_questions=32",
+    "data.evaluation_questions=6",
+    "training.questions_per_iteration=8",
+    "training.batch_size=4",
+    "training.schedule=constant",
+    "algorithm.samples=4",
+    "evaluation.samples=4",
+    "selector.lora={rank: 4, dropout: 0.1}",
+    "generator.lora.rank=8",
+    "generator.share_base_with=selector",
+    "generator.model=null",
+)
+
+
+def test_a_run_goes_on_exactly_where_it_stopped_and_its_policies_are_used(tmp_path, capsys):
+    from dro_rl.inference import answer_question, evaluate_run
+    from dro_rl.recipe_file import load_recipe
+    from dro_rl.tracking.console import Console
+    from dro_rl.tracking.run_directory import RunDirectory
+    from dro_rl.trainer import train
+
+    def recipe(name: str, iterations: int) -> Recipe:
+        own = (f"training.iterations={iterations}", f"tracking.run_dir={tmp_path / name}")
+        return load_recipe("demo.yaml", [*RUN, *own])
+
+    straight = train(recipe("straight", 2), Console())
+    train(recipe("stopped", 1), Console())
+    stopped = train(recipe("stopped", 2), Console(), RunDirectory.open(tmp_path / "stopped"))
+    for policy in POLICIES:
+        ours, theirs = (
+            (run.path / "checkpoints/iteration-0002" / policy / "model.safetensors").read_bytes()
+            for run in (straight, stopped)
+        )
+        assert ours == theirs
+    last, other = (run.evaluations()[-1] for run in (straight, stopped))
+    assert {k: v for k, v in last.items() if k != "seconds"} == {
+        k: v for k, v in other.items() if k != "seconds"
+    }
+    evaluate_run(straight.path, recipe("straight", 2), None, None, Console())
+    again = straight.evaluations()[-1]
+    for name in ("em", "f1", "bound", "malformed"):
+        assert again[name] == pytest.approx(last[name], abs=1e-3)
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text('{"title": "Kovac birthplace", "text": "Born in Lyon."}\n' * 2)
+    capsys.readouterr()
+    question = "Name the Kovac hometown."
+    answer_question(straight.path, recipe("straight", 2), question, documents, None, Console())
+    assert "of 2 documents" in capsys.readouterr().out
