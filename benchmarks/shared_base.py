@@ -4,8 +4,9 @@
 
 One iteration of `dro-rl train` on the built-in world, on Ray and vLLM, float32, LoRA of rank 8:
 with the demo's selector (0.4M parameters) as base of both policies, and with random weights of 50M
-and 200M. Figures are each process's peak of resident memory, as the run's metrics tell it; "weights"
-is what one copy of the base takes. Both ways read the same questions and train the same adapters.
+and 200M. Figures are each process's peak of resident memory, as the run's metrics tell it;
+"weights" is what one copy of the base takes. Both ways read the same questions and train adapters
+of the same size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Two policies on one base: what becomes of them is what becomes of two that are apart."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -51,6 +49,10 @@ def nothing(done: int) -> None:
     pass
 
 
+def texts(rollouts) -> list[list[str]]:
+    return [[z.text for z in r.selections] for r in rollouts]
+
+
 def weights(teams: Teams, policy: str) -> dict[str, torch.Tensor]:
     found = teams.learners[policy].submit("weights")()[0]
     return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
@@ -88,7 +90,7 @@ def test_learning_is_bit_for_bit_that_of_two_learners_apart(folder, checkpointin
     ours, theirs = (teams_of(folder, shared=shared, **settings) for shared in (True, False))
     assert_same_weights(ours, theirs)
     rollouts = theirs.select(EXAMPLES, 4, 1, nothing)
-    assert ours.select(EXAMPLES, 4, 1, nothing) == rollouts
+    assert texts(ours.select(EXAMPLES, 4, 1, nothing)) == texts(rollouts)
     before = {p: weights(ours, p) for p in POLICIES}
     assert step(ours, rollouts) == step(theirs, rollouts)
     assert_same_weights(ours, theirs)
@@ -155,7 +157,7 @@ def test_a_saved_policy_is_whole_and_is_the_learners(folder, tmp_path):
         models = {p: str(tmp_path / p) for p in POLICIES}
         apart = start_teams(recipe, cluster, models, Console(), None)
     ours, theirs = (t.select(EXAMPLES, 1, 1, nothing, greedy=True) for t in (teams, apart))
-    assert [r.selections[0].text for r in ours] == [r.selections[0].text for r in theirs]
+    assert texts(ours) == texts(theirs)
     chosen = [r.selections[0].documents for r in ours]
     assert teams.answer(EXAMPLES, chosen, nothing) == apart.answer(EXAMPLES, chosen, nothing)
     ours, theirs = (t.log_likelihoods(rollouts, nothing) for t in (teams, apart))
@@ -190,7 +192,7 @@ def test_one_policys_adapter_does_not_disturb_the_other(folder):
     for _ in range(3):
         teams.learners["selector"].submit("step", weighted)()
     teams.synchronise(1, PROBE)
-    assert teams.select(EXAMPLES, 4, 1, nothing) != [replace(r, version=1) for r in rollouts]
+    assert texts(teams.select(EXAMPLES, 4, 1, nothing)) != texts(rollouts)
     assert teams.answer(EXAMPLES, chosen, nothing) == answers
 
 
