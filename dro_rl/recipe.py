@@ -50,6 +50,12 @@ class RolloutSection(Section):
         description="1: the next iteration's selections are sampled while this one's are learned, "
         "with the weights of the iteration before",
     )
+    max_staleness: int = Field(
+        default=1,
+        ge=0,
+        description="how many versions of the weights a selection may be behind those that learn "
+        "from it; an older one is sampled again",
+    )
 
     @property
     def unchanged(self) -> bool:
@@ -62,7 +68,11 @@ class RolloutSection(Section):
         return self.unchanged and not self.overlap
 
     @model_validator(mode="after")
-    def _unbiased(self) -> RolloutSection:
+    def _consistent(self) -> RolloutSection:
+        if self.overlap > self.max_staleness:
+            raise ValueError(
+                "overlap: 1 samples one version behind: leave max_staleness at 1, or drop overlap"
+            )
         if (self.top_p < 1 or self.top_k) and not self.allow_biased_sampling:
             raise ValueError(
                 "top_p and top_k cut the support of the sampling distribution, so importance "
@@ -151,7 +161,20 @@ class ClusterSection(Section):
     )
     reward_workers: PositiveInt = 1
     start_timeout: PositiveFloat = Field(default=600, description="for engines to be ready [s]")
-    call_timeout: PositiveFloat = Field(default=3600, description="for any one call [s]")
+    call_timeout: PositiveFloat = Field(
+        default=3600, description="for any one call [s]; a worker that takes longer is replaced"
+    )
+    heartbeat_timeout: PositiveFloat = Field(
+        default=300,
+        description="for a worker to answer, and for its call to use the processor [s]; one that "
+        "does not is replaced",
+    )
+    max_failures: int = Field(
+        default=3,
+        ge=0,
+        description="how often a run's learners are started again from its last checkpoint, and "
+        "how often in a row a worker or a call of the other roles is tried again",
+    )
     threads: PositiveInt = Field(default=1, description="CPU threads a process")
 
 

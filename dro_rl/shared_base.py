@@ -22,6 +22,7 @@ from dro_rl.hardware import Device, Memory
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.reward_sections import in_words
 from dro_rl.rollout.environment import engine_environment
+from dro_rl.supervision import Check
 
 
 class Part:
@@ -42,6 +43,14 @@ class Part:
     def leave(self, method: str) -> Any:
         return self.team.leave(self._of(method))
 
+    def on_return(
+        self, method: str, args: tuple, check: Check | None = None, *, anew: bool = False
+    ) -> None:
+        self.team.on_return(self._of(method), args, check, anew=anew)
+
+    def restart(self) -> None:
+        self.team.restart()
+
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
         return self.team.map(self._of(method), chunks, done)
 
@@ -53,6 +62,15 @@ class Part:
 
     def _of(self, method: str) -> str:
         return f"{self.name}.{method}"
+
+
+class Scorer(Part):
+    """The reward service in the process of its generator's learner."""
+
+    def on_return(
+        self, method: str, args: tuple, check: Check | None = None, *, anew: bool = False
+    ) -> None:
+        """Its weights are the learner's, and come back with them."""
 
 
 class Parts:
@@ -169,10 +187,11 @@ def start_shared(
         1,
         recipe,
         steps,
+        stateful=True,
     )
     return (
         {p: Part(engine, p) for p in POLICIES},
-        Part(learner, "reward"),
+        Scorer(learner, "reward"),
         {p: Part(learner, p) for p in recipe.algorithm.train},
         [("learner of both policies", learner), ("engine of both policies", engine)],
     )

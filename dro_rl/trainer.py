@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dro_rl import checkpoint
@@ -18,6 +19,7 @@ from dro_rl.learner import StepMetrics
 from dro_rl.questions import questions_of, seed_of
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
+from dro_rl.recovery import keep_going
 from dro_rl.reward import Reward
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
 from dro_rl.step_metrics import learner_metrics, rollout_metrics
@@ -36,15 +38,20 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         UserError: bad input; nothing has been written when it is found before the start.
     """
     start = prepare(recipe, console, resume)
-    questions, done = start.questions, start.done
-    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+    questions, processes = start.questions, process_count(recipe, learners=True)
+    stacks = Path(recipe.tracking.run_dir).expanduser() / "stacks"
+    with open_cluster(recipe.cluster, processes, console.say, stacks) as cluster:
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, start.models, console, steps)
         run = resume or RunDirectory.create(recipe)
         trainer = Trainer(recipe, run, questions, teams, start.reward, console)
-        trainer.restore(done)
-        run.write_recipe(recipe)  # of a resumed run: what it has been continued with
-        trainer.run_on()
+
+        def attempt() -> None:
+            trainer.restore(checkpoint.latest(run))
+            run.write_recipe(recipe)  # of a resumed run: what it has been continued with
+            trainer.run_on()
+
+        keep_going(attempt, teams, run, console)
     return run
 
 

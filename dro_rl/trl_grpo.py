@@ -15,6 +15,7 @@ TRL runs in the process of the command, also on a cluster.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 from dro_rl.cluster import LocalTeam, open_cluster
 from dro_rl.errors import UserError
@@ -38,7 +39,11 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     _check(recipe, len(questions.train))
     from dro_rl.trl_trainer import TrlRun  # TRL takes 10 s to import: after what may be refused
 
-    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+    processes, stacks = (
+        process_count(recipe, learners=True),
+        Path(recipe.tracking.run_dir) / "stacks",
+    )
+    with open_cluster(recipe.cluster, processes, console.say, stacks) as cluster:
         teams = start_teams(recipe, cluster, start.models, console, None)
         section, steps = recipe.selector, steps_per_iteration(recipe, len(questions.train))
         learner = Learner(

@@ -181,6 +181,28 @@ def test_layers_that_vllm_cannot_adapt_are_refused(seen):
 # --- Ray -----------------------------------------------------------------------------------------
 
 
+def after_losses(teams) -> list[str]:
+    """What is sampled by an engine that comes back, with both adapters, while the learners are
+    lost too, and started again."""
+    import ray
+
+    from dro_rl.supervision import WorkerLost
+
+    engine, learner = teams.engines["selector"].team, teams.learners["selector"].team
+    lost = engine.members[0].actor
+    ray.kill(lost)
+    again = teams.select(EXAMPLES, 4, 1, nothing)
+    assert engine.members[0].actor is not lost
+    for policy in POLICIES:
+        assert teams.check(policy, PROBE) <= TOLERANCE
+    ray.kill(learner.members[0].actor)
+    with pytest.raises(WorkerLost, match="learner of both policies.*lost in reward.score"):
+        teams.reward.submit("score", again)()
+    teams.restart_learners()
+    assert max(teams.synchronise(0, PROBE).values()) <= TOLERANCE
+    return [z.text for r in again for z in r.selections]
+
+
 @pytest.mark.timeout(180)
 def test_on_ray_two_processes_do_what_one_does(tmp_path):
     from dro_rl.cluster import open_cluster
@@ -205,6 +227,9 @@ def test_on_ray_two_processes_do_what_one_does(tmp_path):
             told = {name for name in peak_memory(teams) if name.startswith("memory/")}
             roles = {"local": set(), "ray": {"memory/selector_engine", "memory/selector_learner"}}
             assert told == {"memory/trainer"} | roles[mode]
+            if mode == "ray":
+                again = after_losses(teams)
+                assert again == [z.text for r in rollouts for z in r.selections]
     (rollouts, scored, weights), (others, others_scored, others_weights) = outcomes
     assert (rollouts, scored) == (others, others_scored)
     for policy in POLICIES:
