@@ -84,7 +84,7 @@ class VllmAdapter(VllmEngine):
             self._adapter = LoRARequest(f"{self._policy}-{number}", number, folder)
             try:
                 engine.add_lora(self._adapter)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:  # of names, of shapes
                 raise UserError(
                     f"{self._policy}.lora: vLLM cannot serve this adapter ({error}): change "
                     "target_modules, or leave out generator.share_base_with"

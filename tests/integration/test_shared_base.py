@@ -119,14 +119,14 @@ def observe(folder: Path) -> Seen:
             wrong = {**right, name: right[name] * np.float32(1.5)}
             teams.engines[policy].submit("load_weights", wrong, 4)()
             corrupted[policy] = complaint(policy)
+        synchronised.append(teams.synchronise(5, PROBE))
         thin = np.zeros((64, 4), np.float32)
         try:
             of_embedding = {f"model.embed_tokens.weight:{s}": t for s, t in _two(thin)}
-            teams.engines["selector"].submit("load_weights", of_embedding, 5)()
+            teams.engines["selector"].submit("load_weights", of_embedding, 6)()
             refused = ""
         except UserError as error:
             refused = str(error)
-        synchronised.append(teams.synchronise(6, PROBE))
     return Seen(
         at_start,
         after_a_step,
@@ -285,7 +285,9 @@ def test_a_run_goes_on_exactly_where_it_stopped_and_its_policies_are_used(tmp_pa
     for name in ("em", "f1", "bound", "malformed"):
         assert again[name] == pytest.approx(last[name], abs=1e-3)
     documents = tmp_path / "documents.jsonl"
-    documents.write_text('{"title": "Kovac birthplace", "text": "Born in Lyon."}\n' * 2)
+    documents.write_text(
+        "".join(f'{{"title": "Kovac", "text": "Born in {city}."}}\n' for city in ("Lyon", "Oslo"))
+    )
     capsys.readouterr()
     question = "Name the Kovac hometown."
     answer_question(straight.path, recipe("straight", 2), question, documents, None, Console())
