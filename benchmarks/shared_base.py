@@ -1,20 +1,20 @@
-"""Memory of a run whose policies are two adapters on one base, against two of their own.
+"""Memory of policies that are two adapters on one base, against two models of their own.
 
     python benchmarks/shared_base.py
 
-One iteration of `dro-rl train` on the built-in world, on Ray and vLLM, float32, LoRA of rank 8:
-with the demo's selector (0.4M parameters) as base of both policies, and with random weights of 50M
-and 200M. Figures are each process's peak of resident memory, as the run's metrics tell it;
-"weights" is what one copy of the base takes. Both ways read the same questions and train adapters
-of the same size.
+Every process of a run is made by itself, one after the other, and does once what an iteration asks
+of it: engines (vLLM) sample and take new weights, the reward service scores and takes them,
+learners take a step and give their weights. Figures are its peak of resident memory. float32, LoRA
+of rank 8, the built-in world; the base is the demo's selector (0.4M parameters), or random weights
+of 50M; "weights" is the size of one copy.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing as mp
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,17 @@ from timing import prepare, table, write_results
 
 prepare()
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig  # noqa: E402
+from dro_rl.prompts import write_selection  # noqa: E402
+from dro_rl.recipe import POLICIES, PolicyName, Recipe  # noqa: E402
+from dro_rl.recipe_file import load_recipe  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ROOT / "dro_rl" / "builtin" / "facts-selector"
-LAYERS = {"50M": (640, 10), "200M": (1024, 16)}  # hidden size, layers
+TINY = Path(__file__).resolve().parents[1] / "dro_rl" / "builtin" / "facts-selector"
+LAYERS = {"50M": (640, 10)}  # hidden size, layers
 SETTINGS = (
-    "data.train_questions=64",
-    "data.evaluation_questions=8",
-    "training.iterations=1",
-    "training.questions_per_iteration=16",
-    "training.batch_size=8",
+    "data.train_questions=16",
+    "data.evaluation_questions=1",
     "rollout.max_sequences=32",
+    "algorithm.samples=4",
     "selector.init=null",
     "generator.init=null",
     "warmup.pretraining=none",
@@ -45,6 +43,9 @@ SETTINGS = (
 
 def make_base(size: str, folder: Path) -> None:
     """Random weights that read the built-in world's tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
     hidden, layers = LAYERS[size]
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     config = LlamaConfig(
@@ -64,22 +65,118 @@ def make_base(size: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def memory(base: Path, run: Path, *, shared: bool) -> dict[str, float]:
-    """Peak by role [GiB] of one run."""
-    generator = "null" if shared else str(base)
-    command = [
-        str(Path(sys.executable).parent / "dro-rl"),
-        "train",
-        "recipes/demo.yaml",
-        *SETTINGS,
-        f"selector.model={base}",
-        f"generator.model={generator}",
-        f"generator.share_base_with={'selector' if shared else 'null'}",
-        f"tracking.run_dir={run}",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {k.removeprefix("memory/"): v for k, v in rows[-1].items() if k.startswith("memory/")}
+def recipe_of(base: str, *, shared: bool) -> Recipe:
+    own = ("generator.share_base_with=selector", "generator.model=null")
+    way = own if shared else (f"generator.model={base}",)
+    return load_recipe("demo.yaml", [*SETTINGS, f"selector.model={base}", *way])
+
+
+# --- in a process of its own ---------------------------------------------------------------------
+
+
+def engine(base: str, policy: PolicyName | None, given: Any) -> None:
+    """Of one policy, or of both."""
+    from dro_rl.rollout.worker import RolloutWorker
+    from dro_rl.shared_base import SharedEngine
+
+    recipe = recipe_of(base, shared=policy is None)
+    if policy is None:
+        workers = SharedEngine(recipe, base).parts
+    else:
+        workers = {policy: RolloutWorker(recipe, policy, base)}
+    for name, worker in workers.items():
+        for version in (0, 1):
+            if version:
+                worker.load_weights(given["weights"][name], version)
+            if name == "selector":
+                worker.select(given["examples"], 4, version)
+            else:
+                worker.answer(given["examples"], [(0, 1)] * len(given["examples"]))
+
+
+def learner(base: str, policy: PolicyName | None, given: Any) -> Any:
+    """Of one policy, or of both, which also scores; gives weights."""
+    from dro_rl.learner import Learner
+    from dro_rl.records import WeightedRollout
+    from dro_rl.shared_base import SharedLearner
+
+    recipe = recipe_of(base, shared=policy is None)
+    even = (0.25,) * 4
+    batch = [WeightedRollout(r, even, even) for r in given["rollouts"]]
+    if policy is not None:
+        one = Learner(recipe, policy, base, 10, 1e-3)
+        one.step(batch)
+        return {policy: one.weights()}
+    both: Any = SharedLearner(recipe, 10)
+    for name in POLICIES:
+        getattr(both, f"{name}.step")(batch)
+    getattr(both, "reward.score")(given["rollouts"])
+    return {name: getattr(both, f"{name}.weights")() for name in POLICIES}
+
+
+def reward(base: str, policy: PolicyName | None, given: Any) -> None:
+    """Of two policies apart."""
+    from dro_rl.reward.service import RewardService
+
+    service = RewardService(recipe_of(base, shared=False), base)
+    service.score(given["rollouts"])
+    service.load_weights(given["weights"]["generator"], 1)
+    service.score(given["rollouts"])
+
+
+def rollouts(base: str, policy: PolicyName | None, given: Any) -> Any:
+    """Groups of selections that name the first two documents in both orders."""
+    from dro_rl.policy.causal_lm import prompt_writer
+    from dro_rl.questions import load_questions
+    from dro_rl.records import Rollout, Selection
+    from dro_rl.tracking.console import Console
+
+    recipe, made = recipe_of(base, shared=False), []
+    writer = prompt_writer(recipe.selector, base)
+    for example in load_questions(recipe, Console()).train:
+        prompt = writer.select(example.question, example.candidates, 2)
+        group = []
+        for documents in ((0, 1), (1, 0)) * 2:
+            text = write_selection(documents)
+            ids = writer.completion(text)
+            group.append(Selection(text, ids, (-1.0,) * len(ids), documents, False))
+        made.append(Rollout(example, prompt.token_ids, tuple(group), 0))
+    return made
+
+
+def peak_of(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """What it gives, and the peak [GiB] of the process that it ran in."""
+    with ProcessPoolExecutor(1, mp.get_context("spawn")) as pool:
+        return pool.submit(_measured, work, args).result()
+
+
+def _measured(work: Callable[..., Any], args: tuple) -> tuple[Any, float]:
+    from dro_rl import hardware
+
+    return work(*args), hardware.memory().resident
+
+
+# --- here ----------------------------------------------------------------------------------------
+
+
+def measure(base: str) -> dict[str, dict[str, float]]:
+    """Peaks [GiB] by process, apart and shared."""
+    made, _ = peak_of(rollouts, base, None, {})
+    given: dict[str, Any] = {
+        "rollouts": made,
+        "examples": [r.example for r in made],
+        "weights": {},
+    }
+    apart, shared = dict[str, float](), dict[str, float]()
+    for policy in POLICIES:
+        made, apart[f"{policy} learner"] = peak_of(learner, base, policy, given)
+        given["weights"].update(made)
+    for policy in POLICIES:
+        _, apart[f"{policy} engine"] = peak_of(engine, base, policy, given)
+    _, apart["reward service"] = peak_of(reward, base, None, given)
+    _, shared["learner of both"] = peak_of(learner, base, None, given)
+    _, shared["engine of both"] = peak_of(engine, base, None, given)
+    return {"apart": apart, "shared": shared}
 
 
 def main() -> None:
@@ -92,22 +189,13 @@ def main() -> None:
                 base = Path(scratch) / size
                 make_base(size, base)
             weights = sum(f.stat().st_size for f in base.glob("*.safetensors")) / 2**30
-            for way in ("apart", "shared"):
-                run = Path(scratch) / f"{size}-{way}"
-                found = memory(base, run, shared=way == "shared")
-                del found["trainer"]  # the same both ways, and holds no model
+            for way, found in measure(str(base)).items():
                 figures[f"{size} {way}"] = {"weights": weights, **found}
-                rows.append(
-                    [
-                        f"{size}, {way}",
-                        f"{weights:.2f}",
-                        str(len(found)),
-                        ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in found.items()),
-                        f"{sum(found.values()):.2f}",
-                    ]
-                )
-    head = ["base", "weights [GiB]", "processes", "peak of each [GiB]", "sum"]
-    write_results("shared_base", figures, [table(head, rows)], "one run each")
+                each = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
+                total = f"{sum(found.values()):.2f}"
+                rows.append([f"{size}, {way}", f"{weights:.3f}", each, total])
+    head = ["base", "weights [GiB]", "peak of each process [GiB]", "sum"]
+    write_results("shared_base", figures, [table(head, rows)], "one process each")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,8 @@ class SharedLearner(Parts):
         model: Any = None
         for policy in recipe.algorithm.train:
             section = recipe.policy(policy)
-            learner = Learner(recipe, policy, section.model, steps, section.learning_rate, model)
+            rate = section.learning_rate
+            learner = Learner(recipe, policy, section.model, steps, rate, base=model)
             self.parts[policy], model = learner, learner.model
         self.model = model
         self.parts["reward"] = RewardService(recipe, recipe.generator.model, model)
