@@ -45,6 +45,8 @@ def in_words(recipe: Recipe) -> list[str]:
 
 def memory(recipe: Recipe) -> list[tuple[str, str, str]]:
     """(process, GiB, what it holds) for each process; activations come on top."""
+    if recipe.shares_base:
+        return _memory_of_shared_base(recipe)
     rows = []
     for name, section in (("selector", recipe.selector), ("generator", recipe.generator)):
         count = parameters(section)
@@ -72,6 +74,27 @@ def memory(recipe: Recipe) -> list[tuple[str, str, str]]:
                 held, what = held + weights, what + ", frozen reference"
             rows.append((f"1 x {name} learner", f"{_TORCH_GIB + held:.1f}", what))
     return rows
+
+
+def _memory_of_shared_base(recipe: Recipe) -> list[tuple[str, str, str]]:
+    section = recipe.selector
+    count = parameters(section)
+    if count is None:
+        return [("base", "unknown", f"the size of {section.model} is not known from here")]
+    weights = count * (2 if section.dtype == "bfloat16" else 4) / _GIB
+    engine = _ENGINE_GIB + weights + recipe.rollout.cpu_cache_gib
+    return [
+        (
+            f"{recipe.rollout.workers} x engine of both policies",
+            f"{engine:.1f}",
+            "process, base, key-value cache; on a GPU gpu_memory_utilization of it",
+        ),
+        (
+            "1 x learner of both policies",
+            f"{_TORCH_GIB + weights:.1f}",
+            "process, frozen base, adapters; it scores too",
+        ),
+    ]
 
 
 def parameters(section: PolicySection) -> int | None:

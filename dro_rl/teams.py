@@ -20,6 +20,7 @@ from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.shared_base import start_shared
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
@@ -303,6 +304,9 @@ def start_teams(
         console: shows which are ready.
         learner_steps: optimiser steps of the run; None starts no learners (evaluation).
     """
+    if recipe.shares_base and learner_steps is not None:
+        engines, reward, learners, named = start_shared(recipe, cluster, learner_steps)
+        return _ready(Teams(recipe, engines, reward, learners), named, console)
     copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
         p: cluster.start(_NAMES[p], RolloutWorker, n, recipe, p, models[p])
@@ -324,13 +328,18 @@ def start_teams(
         ("reward service", reward),
         *((_NAMES[n], t) for n, t in engines.items()),
     ]
+    return _ready(Teams(recipe, engines, reward, learners), named, console)
+
+
+def _ready(teams: Teams, named: Sequence[tuple[str, Team]], console: Console) -> Teams:
+    """Wait for the processes, and show what each says of itself."""
     console.say(f"starting {len(named)} roles (engines take up to a minute)")
     start = time.monotonic()
     for name, team in named:
         for about in team.ready():
             console.say(f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in about.items()))
     console.say(f"ready in {time.monotonic() - start:.1f} s")
-    return Teams(recipe, engines, reward, learners)
+    return teams
 
 
 def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
@@ -343,6 +352,8 @@ def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: in
 
 def process_count(recipe: Recipe, *, learners: bool) -> int:
     """How many processes `start_teams` makes."""
+    if recipe.shares_base and learners:
+        return recipe.rollout.workers + 1
     trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
     return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
 

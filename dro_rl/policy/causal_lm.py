@@ -24,7 +24,7 @@ from dro_rl.prompts import PromptWriter, prompt_style
 
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_LEFT, _RIGHT = ":left", ":right"
+LEFT, RIGHT = ":left", ":right"  # of what an adapter adds to a weight
 
 
 def resolve_model(name: str) -> str:
@@ -151,9 +151,12 @@ def autocast(section: PolicySection, model: nn.Module) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=section.dtype == "bfloat16")
 
 
-def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
-    """The model with fresh LoRA adapters (peft), whose weights are float32."""
-    from peft import LoraConfig, get_peft_model
+def add_lora(model: Any, section: PolicySection, name: str = "default") -> nn.Module:
+    """The model with a fresh LoRA adapter (peft) of that name, whose weights are float32.
+
+    It is the active one, the only one that learns, beside those that the model may have already.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     assert section.lora is not None
     config = LoraConfig(
@@ -165,7 +168,12 @@ def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
     )
     if section.gradient_checkpointing:
         model.enable_input_require_grads()
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if isinstance(model, PeftModel):
+        adapted = model
+        adapted.add_adapter(name, config, autocast_adapter_dtype=True)
+        adapted.set_adapter(name)
+    else:
+        adapted = get_peft_model(model, config, name, autocast_adapter_dtype=True)
     if getattr(model.config, "tie_word_embeddings", False):
         output = model.get_output_embeddings()
         if hasattr(output, "lora_A"):
@@ -177,28 +185,37 @@ def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
 
 
 def adapter_factors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What LoRA adds to each adapted weight, as two thin matrices: none for a model without.
+    """What the active adapter adds to each weight, as two thin matrices: none for a model without.
 
     "NAME:left" (rows, rank) times "NAME:right" (rank, columns) is to be added to the weight that
     is NAME in a Hugging Face checkpoint; the adapters' scaling is in one of them.
     """
+    for name, layer in adapted_layers(model):
+        (adapter,) = layer.active_adapters
+        down, up, flipped = adapter_matrices(layer, adapter)
+        up = up * layer.scaling[adapter]
+        left, right = (down.T, up.T) if flipped else (up, down)
+        yield f"{name}.weight{LEFT}", left.detach()
+        yield f"{name}.weight{RIGHT}", right.detach()
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that the active adapter adapts, by the names that they have without it."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in _without_peft(model).named_modules():
         if isinstance(module, LoraLayer):
-            left, right = _factors(module)
-            yield f"{name}.weight{_LEFT}", left.detach()
-            yield f"{name}.weight{_RIGHT}", right.detach()
+            known = {*module.lora_A, *module.lora_embedding_A}  # another may adapt other layers
+            if known.intersection(module.active_adapters):
+                yield name, module
 
 
-def _factors(layer: Any) -> tuple[Tensor, Tensor]:
-    if "default" in layer.lora_embedding_A:
-        down, up, flipped = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"], 1
-    else:
-        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        flipped = layer.fan_in_fan_out
-    up = up * layer.scaling["default"]
-    return (down.T, up.T) if flipped else (up, down)
+def adapter_matrices(layer: Any, adapter: str) -> tuple[Tensor, Tensor, bool]:
+    """A, (rank, inputs); B, (outputs, rank); and whether the layer's weight is (inputs, outputs),
+    as an embedding's is."""
+    if adapter in layer.lora_embedding_A:
+        return layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], True
+    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.fan_in_fan_out
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -221,9 +238,9 @@ def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adapted(name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    if name + _LEFT not in factors:
+    if name + LEFT not in factors:
         return weight
-    delta = factors[name + _LEFT].float() @ factors[name + _RIGHT].float()
+    delta = factors[name + LEFT].float() @ factors[name + RIGHT].float()
     return (weight.float() + delta).to(weight.dtype)
 
 
@@ -247,7 +264,7 @@ class Received:
         Raises:
             RuntimeError: factors of a weight that the policy's model does not have.
         """
-        if not any(name.endswith(_LEFT) for name in tensors):
+        if not any(name.endswith(LEFT) for name in tensors):
             return tensors
         if not self._base:
             dtype = _DTYPES[self._section.dtype]
