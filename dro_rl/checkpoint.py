@@ -15,7 +15,7 @@ from typing import Any
 
 from dro_rl.cluster import Team
 from dro_rl.errors import UserError
-from dro_rl.recipe import POLICIES, PolicyName
+from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.tracking.run_directory import RunDirectory
 
 _STATES_KEPT = 2  # optimiser states are several times the weights, and only the last is resumed
@@ -79,6 +79,24 @@ def policy_folder(run: RunDirectory, iteration: int, policy: PolicyName, initial
     """Where a policy's weights of an iteration are: a frozen one's are those it started with."""
     folder = folder_of(run, iteration) / policy
     return str(folder) if folder.is_dir() else initial
+
+
+def policies_of(
+    run: RunDirectory, recipe: Recipe, iteration: int | None
+) -> tuple[int, dict[PolicyName, str]]:
+    """An iteration (by default the last whole one; 0 is the warm start) and its policies.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+    """
+    last = latest(run)
+    at = iteration if iteration is not None else last
+    if at and not folder_of(run, at).is_dir():
+        raise UserError(f"{run.path}: no checkpoint of iteration {at}; the last is {last}")
+    return at, {
+        "selector": policy_folder(run, at, "selector", recipe.selector.model),
+        "generator": policy_folder(run, at, "generator", recipe.generator.model),
+    }
 
 
 def _partial(run: RunDirectory, iteration: int) -> Path:
