@@ -24,10 +24,14 @@ def list_recipes(context: typer.Context) -> None:
 
     for recipe in shipped_recipes():
         typer.echo(f"{recipe.name}  (dro-rl {recipe.command})")
-        for label, text in (("", recipe.about), ("needs ", recipe.needs), ("takes ", recipe.takes)):
+        for label, text in (
+            ("", recipe.about),
+            ("needs: ", recipe.needs),
+            ("takes: ", recipe.takes),
+        ):
             if text:
                 typer.echo(f"    {label}{text}")
-    typer.echo("\ndro-rl recipes copy NAME writes one to change; dro-rl check NAME shows it resolved")
+    typer.echo("\ndro-rl recipes copy NAME: one to change; dro-rl check NAME: what it resolves to")
 
 
 @recipes.command("copy")

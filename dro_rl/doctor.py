@@ -1,4 +1,4 @@
-"""`dro-rl doctor`: whether this machine has what training needs, and what to do where it has not."""
+"""`dro-rl doctor`: whether this machine has what training needs, and the remedy where not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -21,7 +21,8 @@ from dro_rl.rollout.environment import has_gpu
 State = Literal["ok", "note", "missing"]
 
 _GIB = 2**30
-_DEMO = 6 * _GIB  # its six processes held 5.9 GiB between them at most, what they share counted once
+_DEMO = 6 * _GIB
+"""What the demo's processes hold between them, by their peaks in metrics.jsonl."""
 _OBJECTS = 200 * 2**20  # of Ray's object store without a GPU
 _BREAK = ("torchvision", "torchaudio", "torchcodec")
 """Their builds on PyPI need CUDA libraries; beside a CPU build of torch, importing transformers
@@ -181,4 +182,4 @@ def _version(package: str) -> str | None:
         return None
 
 
-_LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _torch, _vllm, _ray, _room, _colbert)
+_LOOKS: Sequence[Callable[[], Iterator[Finding]]] = (_python, _torch, _vllm, _ray, _room, _colbert)
