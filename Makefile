@@ -41,14 +41,17 @@ format: setup ## mend what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# A file's tests stay together, for they share what is slow to make. ARGS="-n0" for a debugger.
+TWO := -n 2 --dist loadfile
+
 unit: setup ## tests of one module, seconds
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(TWO) $(ARGS)
 
 integration: setup ## tests with real vLLM and Ray, minutes
-	$(PYTEST) tests/integration $(ARGS)
+	$(PYTEST) tests/integration $(TWO) $(ARGS)
 
 e2e: setup ## tests of the command line, minutes
-	$(PYTEST) tests/e2e $(ARGS)
+	$(PYTEST) tests/e2e $(TWO) $(ARGS)
 
 BENCHMARKS := startup rollouts prompt_order selector_update generator_update iteration growth
 

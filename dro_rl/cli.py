@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dro_rl.cli_services import retriever, rewards
+from dro_rl.cli_services import recipes, retriever, rewards
 from dro_rl.command_line import (
     IN_ONE_PROCESS,
     Overrides,
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(recipes, name="recipes")
 app.add_typer(retriever, name="retriever")
 app.add_typer(rewards, name="reward")
 
@@ -170,15 +171,14 @@ def answer(
     iteration: Annotated[int | None, typer.Option(help="Default: the last.")] = None,
 ) -> None:
     """Retrieve, select and answer; show the selected documents."""
-    from dro_rl.recipe_file import load_recipe, localise
+    from dro_rl.recipe_file import load_recipe
 
     require_run(run)
-    loaded = localise(load_recipe(str(run / "recipe.yaml")))
-    prepare_process(loaded)
+    prepare_process(load_recipe(str(run / "recipe.yaml")))
     from dro_rl.inference import answer_question
     from dro_rl.tracking.console import Console
 
-    answer_question(run.absolute(), loaded, question, documents, iteration, Console())
+    answer_question(run, question, documents, iteration, Console())
 
 
 @app.command()
@@ -258,6 +258,22 @@ def report(
     path = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     write_report([RunDirectory.open(run) for run in runs], path)
     typer.echo(f"written: {path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: what is there, what is missing, and what to do about it."""
+    from dro_rl.doctor import examine
+
+    missing = 0
+    for finding in examine():
+        missing += finding.state == "missing"
+        typer.echo(f"{finding.state:<8} {finding.name}: {finding.found}")
+        if finding.remedy:
+            typer.echo(f"{'':<9}-> {finding.remedy}")
+    if missing:
+        raise typer.Exit(1)
+    typer.echo("\nready: dro-rl train demo.yaml")
 
 
 def _about_reward(recipe: Recipe) -> str:

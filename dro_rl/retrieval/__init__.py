@@ -34,6 +34,7 @@ __all__ = [
     "add_candidates",
     "make_retriever",
     "open_retriever",
+    "with_ranking",
 ]
 
 
@@ -65,7 +66,7 @@ def add_candidates(
     """
     found = _search(examples, corpus_examples, retrieval, advance, say)
     return [
-        _with_candidates(example, _mark_gold(example, ranking), retrieval, seed, required)
+        with_ranking(example, _mark_gold(example, ranking), retrieval, seed, required)
         for example, ranking in zip(examples, found, strict=True)
     ]
 
@@ -158,9 +159,14 @@ def _marked(document: Document, gold: set[tuple[str, str]]) -> Document:
     return replace(document, is_gold=is_gold) if is_gold != document.is_gold else document
 
 
-def _with_candidates(
+def with_ranking(
     example: Example, ranking: Ranking, retrieval: Retrieval, seed: int, required: int
 ) -> Example:
+    """The example with a ranking as its candidates; see `add_candidates`.
+
+    Raises:
+        UserError: there are fewer than `required`.
+    """
     if len(ranking) < required:
         raise UserError(
             f"example {example.id!r} has {len(ranking)} candidate documents, fewer than the "
