@@ -7,8 +7,8 @@ distinct documents; `max_length` is that of the longest prompt, as the estimate 
 is the largest resident size that a process has had (`memory/*` of metrics.jsonl); both sides count
 what the libraries take before any model. On Ray each role is a process, in local mode all are one.
 
-Writes results/memory_estimate.json and .md beside this file, where no case is named; exits with 1
-where an estimate is off by more than a fifth.
+Writes results/memory_estimate.json and .md beside this file; of named cases alone the figures are
+new. Exits with 1 where an estimate is off by more than a fifth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import prepare, table, write_results  # noqa: E402
+from benchmarks.timing import RESULTS, prepare, table, write_results  # noqa: E402
 
 prepare()
 
@@ -215,8 +215,8 @@ def report(cells: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     ]
     errors = [error(c) for roles in cells.values() for c in roles.values()]
     return [
-        f"Batches of 4 and 8 questions of {DOCUMENTS} documents, {SAMPLES} selections of {SELECTED} each. The "
-        f"estimate's error is between {min(errors):+.0%} and {max(errors):+.0%}, "
+        f"Batches of 4 and 8 questions of {DOCUMENTS} documents, {SAMPLES} selections of {SELECTED} "
+        f"each. The estimate's error is between {min(errors):+.0%} and {max(errors):+.0%}, "
         f"{sum(map(abs, errors)) / len(errors):.1%} on average (allowed: {ALLOWED:.0%}):",
         table(
             ["run", "process", "estimated [GiB]", "measured [GiB]", "error", "beyond libraries"],
@@ -237,7 +237,8 @@ def beyond(cell: dict[str, float]) -> float:
 
 def main() -> None:
     named = sys.argv[1:]
-    cells = {}
+    kept = RESULTS / "memory_estimate.json"
+    cells = json.loads(kept.read_text())["cells"] if named and kept.exists() else {}
     for name in named or CASES:
         cells[name] = measure(CASES[name])
         for role, c in cells[name].items():
@@ -245,8 +246,8 @@ def main() -> None:
                 f"{name}: {role} {c['estimated']:.2f} {c['measured']:.2f} {error(c):+.0%}",
                 flush=True,
             )
-    if not named:
-        write_results("memory_estimate", {"cells": cells}, report(cells), "one run a case")
+    cells = {name: cells[name] for name in CASES if name in cells}
+    write_results("memory_estimate", {"cells": cells}, report(cells), "one run a case")
     if any(abs(error(c)) > ALLOWED for roles in cells.values() for c in roles.values()):
         sys.exit(1)
 
