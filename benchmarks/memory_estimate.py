@@ -215,8 +215,8 @@ def report(cells: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     ]
     errors = [error(c) for roles in cells.values() for c in roles.values()]
     return [
-        f"Batches of 4 and 8 questions of {DOCUMENTS} documents, {SAMPLES} selections of {SELECTED} "
-        f"each. The estimate's error is between {min(errors):+.0%} and {max(errors):+.0%}, "
+        f"Batches of 4 and 8 questions of {DOCUMENTS} documents, {SAMPLES} selections of {SELECTED}"
+        f" each. The estimate's error is between {min(errors):+.0%} and {max(errors):+.0%}, "
         f"{sum(map(abs, errors)) / len(errors):.1%} on average (allowed: {ALLOWED:.0%}):",
         table(
             ["run", "process", "estimated [GiB]", "measured [GiB]", "error", "beyond libraries"],
