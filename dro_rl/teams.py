@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
 from typing import Any
 
 from dro_rl.cluster import Cluster, Team
@@ -254,13 +254,13 @@ def _shares(examples: Sequence[Example], n: int) -> list[Sequence[Example]]:
     read = [
         len(e.question) + sum(len(d.title) + len(d.text) for d in e.candidates) for e in examples
     ]
-    until = [0, *accumulate(read)]
+    until = [0, *itertools.accumulate(read)]
     cuts = [0]
     for part in range(1, n):
         due = until[-1] * part / n
         free = range(cuts[-1] + 1, len(examples) - (n - part) + 1)  # a question for every part
         cuts.append(min(free, key=lambda cut: abs(until[cut] - due)))
-    return [examples[a:b] for a, b in pairwise([*cuts, len(examples)])] if n else []
+    return [examples[a:b] for a, b in itertools.pairwise([*cuts, len(examples)])] if n else []
 
 
 def start_teams(
