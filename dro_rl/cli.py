@@ -94,19 +94,25 @@ def train(
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, help="Of a GPU [GiB]; default: this machine's, if any.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
+) -> None:
     """Check a recipe; show it resolved, its sizes in words, and the memory of each process."""
     loaded = load(recipe, overrides)
     import yaml
 
-    from dro_rl.estimate import in_words, memory
+    from dro_rl.estimate import given_or_found, in_words, memory_in_words
 
     print(yaml.safe_dump(loaded.resolved(), sort_keys=False, allow_unicode=True))
     print("\n".join(in_words(loaded)))
     print(_about_reward(loaded))
-    print("\nMemory a process, activations not counted [GiB]:")
-    for process, gib, what in memory(loaded):
-        print(f"  {process:<22} {gib:>8}  {what}")
+    print()
+    print("\n".join(memory_in_words(loaded, given_or_found(gpus, gpu_memory))))
 
 
 @app.command()
