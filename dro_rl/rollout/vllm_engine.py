@@ -57,6 +57,8 @@ class VllmEngine:
         with quiet():
             self._llm = LLM(
                 model_dir,
+                load_format="safetensors",
+                trust_remote_code=False,
                 dtype=section.dtype,
                 seed=seed,
                 max_model_len=section.max_length,
