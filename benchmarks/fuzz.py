@@ -38,8 +38,14 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    from datasets.utils.logging import set_verbosity
+    from transformers.utils import logging
+
     from tests.fuzz_targets import TARGETS
 
+    set_verbosity(100)
+    logging.set_verbosity(100)
+    logging.disable_progress_bar()
     known = {target.name: target for target in TARGETS}
     rows = [run(known[name], asked.cases, asked.seed) for name in asked.target or known]
     if not asked.target:

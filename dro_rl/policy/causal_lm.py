@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -134,7 +133,7 @@ def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrain
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # as above
         raise _not_loadable(name, "model", error) from error
     if read["missing_keys"]:  # which transformers fills with random numbers
         lacking = ", ".join(sorted(read["missing_keys"])[:3])

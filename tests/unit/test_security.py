@@ -562,7 +562,9 @@ def test_a_search_that_fails_tells_the_caller_nothing_of_it(capfd):
             raise KeyError("/secret/place")
 
     metric = type("M", (), {"labels": lambda s, *_: s, "inc": lambda s: 0, "observe": lambda *_: 0})
-    service = SimpleNamespace(timeout=1, token=None, requests=metric(), seconds=metric())
+    service = SimpleNamespace(
+        timeout=1, token="t", requests=metric(), seconds=metric(), _found=None
+    )
     with pytest.raises(HTTPException) as told:
         asyncio.run(RetrieverService.func_or_class.search(service, Request()))
     assert (told.value.status_code, "/secret" in told.value.detail) == (500, False)
