@@ -176,7 +176,8 @@ def _recipe(draw: st.DrawFn) -> tuple[bytes, list[str]]:
             errors="replace"
         )
     else:
-        text = yaml.dump(draw(nearly(_RECIPES)), Dumper=_DUMPER, allow_unicode=draw(st.booleans()))
+        ascii_alone = draw(st.booleans())  # JSON is YAML
+        text = json.dumps(draw(nearly(_RECIPES)), indent=1, ensure_ascii=ascii_alone)
         content = text.encode(errors="replace")
         if form < 4:
             content = draw(broken(content))
