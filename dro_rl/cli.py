@@ -14,6 +14,8 @@ from dro_rl.command_line import (
     Overrides,
     RecipeName,
     RunPath,
+    begun,
+    finished,
     load,
     prepare_process,
     require_run,
@@ -54,9 +56,7 @@ def train(
         str | None, typer.Argument(help="A recipe; not needed with --resume.")
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this run at its next iteration.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run where it stands.")] = None,
 ) -> None:
     """Train both policies of a recipe."""
     if resume:
@@ -65,17 +65,24 @@ def train(
         )
     else:
         loaded = load(recipe, overrides)
+        resume = begun(loaded)
+        if resume and finished(resume, loaded):
+            typer.echo(f"{resume}: has done its iterations; training.iterations=N goes on")
+            return
     prepare_process(loaded)
+    from dro_rl.ending import says_how_to_go_on
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
 
-    if loaded.algorithm.kind == "trl_grpo":
-        from dro_rl.trl_grpo import train as run_training
-    else:
-        from dro_rl.trainer import train as run_training
+    with says_how_to_go_on(lambda: "Nothing had begun"):
+        if loaded.algorithm.kind == "trl_grpo":
+            from dro_rl.trl_grpo import train as run_training
+        else:
+            from dro_rl.trainer import train as run_training
 
-    console = Console()
-    run = run_training(loaded, console, RunDirectory.open(resume.absolute()) if resume else None)
+        console = Console()
+        directory = RunDirectory.open(resume.absolute()) if resume else None
+        run = run_training(loaded, console, directory)
     evaluations = run.evaluations()
     console.evaluations(evaluations)
     if len(evaluations) > 1:

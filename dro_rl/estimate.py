@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 
 from dro_rl.algorithm_sections import GrpoAlgorithm
-from dro_rl.recipe import PolicySection, Recipe
+from dro_rl.policy_sections import PolicySection
+from dro_rl.recipe import Recipe
 from dro_rl.reward_sections import in_words as reward_in_words
 
 _GIB = 2**30

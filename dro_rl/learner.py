@@ -240,6 +240,11 @@ class Learner:
     def save(self, folder: Path) -> None:
         """The policy, and beside it what resuming needs."""
         self.save_policy(folder)
+        self.save_state(folder)
+
+    def save_state(self, folder: Path) -> None:
+        """What `restore(folder)` reads, and nothing else: beside `folder`, which need not be there,
+        under names that begin with the policy's and `.learner`."""
         torch.save(
             {
                 "trainable": {n: p.detach().cpu() for n, p in self.trainable.items()},
@@ -252,7 +257,7 @@ class Learner:
         )
 
     def restore(self, folder: Path) -> None:
-        """Continue from what `save(folder)` wrote.
+        """Continue from what `save_state(folder)` wrote.
 
         Raises:
             UserError: the state is not there or belongs to another model.

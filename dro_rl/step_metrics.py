@@ -1,10 +1,11 @@
-"""What `metrics.jsonl` says of one optimiser step; docs/metrics.md explains each name."""
+"""What `metrics.jsonl` says of steps and iterations; docs/metrics.md explains each name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.algorithms.dro import effective_sample_size, importance_weights
@@ -50,6 +51,22 @@ def rollout_metrics(
 
 def learner_metrics(done: Mapping[PolicyName, StepMetrics]) -> dict[str, float]:
     return {f"{policy}/{k}": v for policy, m in done.items() for k, v in asdict(m).items()}
+
+
+def iteration_metrics(
+    summary: Mapping[str, Any],
+    gaps: Mapping[PolicyName, float],
+    running_mean: float | None,
+    prefix_cache_hits: float,
+) -> dict[str, Any]:
+    """Of an iteration as a whole, but for its time and memory."""
+    row: dict[str, Any] = {f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"}
+    row |= {f"{policy}/engine_gap": gap for policy, gap in gaps.items()}
+    if running_mean is not None:
+        row["reward/running_mean"] = running_mean
+    if not math.isnan(prefix_cache_hits):
+        row["rollout/prefix_cache_hits"] = prefix_cache_hits
+    return row
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -162,6 +162,12 @@ class Teams:
         """Tokens through the reward service's models since this was last asked."""
         return sum(self.reward.submit("statistics")())
 
+    def forget_usage(self) -> None:
+        """Count anew: what was counted so far is of work that is done again."""
+        for policy in self.engines:
+            self.statistics(policy)
+        self.scored_tokens()
+
     def _parts(self, items: Sequence) -> list[list]:
         """Calls for what is computed in micro-batches, with progress now and then."""
         return [list(items[i : i + _CALL]) for i in range(0, len(items), _CALL)]
@@ -205,11 +211,11 @@ class Teams:
         return states | {_CODE: self.reward_code if states["known_scores"] else None}
 
     def restore_known(self, known: Mapping[str, Any]) -> None:
-        """See `known`; scores of a reward that has been changed since, or may have been, are not
-        taken."""
+        """Remember what `known` gave, and nothing else; scores of a reward that has been changed
+        since, or may have been, are not taken."""
         for name in _KNOWN:
-            if name in known and (name != "known_scores" or self._is_same_reward(known)):
-                getattr(self, name).restore(known[name])
+            taken = name != "known_scores" or self._is_same_reward(known)
+            getattr(self, name).restore(known.get(name, {}) if taken else {})
 
     def _is_same_reward(self, known: Mapping[str, Any]) -> bool:
         code = known.get(_CODE)

@@ -95,7 +95,7 @@ def measure(
     run = RunDirectory.open(folder)
     train = load_questions(recipe, console).train[:questions]
     rows: list[Row] = []
-    for iteration in range(checkpoint.latest(run) + 1):
+    for iteration in [0, *checkpoint.kept(run)]:
         here = _at(recipe, run, iteration)
         quiet = Console(RichConsole(file=io.StringIO()))
         with open_cluster(here.cluster, 1) as cluster:

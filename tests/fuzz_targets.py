@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from dro_rl import remote
+from dro_rl import checkpoint, durable, remote
 from dro_rl.comparison.spec import load_comparison
 from dro_rl.data import read_file
 from dro_rl.data_sections import Data
@@ -502,6 +502,30 @@ def _run_run(folder: Path, case: tuple[str, int]) -> None:
         load_recipe(str(folder / "run" / "recipe.yaml"))
 
 
+_OF_A_SAVE = ["manifest.json", "selector/model.safetensors", "selector.learner.pt", "known.json"]
+
+
+def _make_save(folder: Path) -> None:
+    run = make_run(folder / "run", [question(1)], iterations=1)
+    place = checkpoint.folder_of(run, 1)
+    with durable.aside(place) as partial:
+        (partial / "selector").mkdir()
+        for name in _OF_A_SAVE[1:]:
+            (partial / name).write_bytes(name.encode() * 9)
+    durable.publish(place)
+
+
+def _run_save(folder: Path, case: tuple[str, int]) -> None:
+    name, seed = case
+    run = RunDirectory.open(folder / "run")
+    path = checkpoint.folder_of(run, 1) / name
+    whole = path.read_bytes()
+    with _written(path, _damaged(whole, seed)):
+        assert checkpoint.latest_good(run, lambda text: None) == 1
+        if name != _OF_A_SAVE[0]:  # white space in a manifest is no damage
+            assert path.read_bytes() == whole  # whatever differs is noticed
+
+
 _OF_A_MODEL = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
 
 
@@ -539,5 +563,6 @@ TARGETS = [
     Target("replies of servers", _reply(), _run_reply),
     Target("requests to a reward server", _request(), _run_request, cases_in_ci=100),
     Target("run directories", _damage(_OF_A_RUN), _run_run, _make_run, cases_in_ci=120),
-    Target("checkpoints", _damage(_OF_A_MODEL), _run_model, _make_model, cases_in_ci=80),
+    Target("saves", _damage(_OF_A_SAVE), _run_save, _make_save, cases_in_ci=100),
+    Target("models", _damage(_OF_A_MODEL), _run_model, _make_model, cases_in_ci=80),
 ]
