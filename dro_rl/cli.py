@@ -25,6 +25,7 @@ from dro_rl.command_line import (
 )
 from dro_rl.errors import UserError
 from dro_rl.libraries import quiet_libraries
+from dro_rl.redaction import without_secrets
 
 if TYPE_CHECKING:  # pydantic takes longer to import than `dro-rl --help` to answer
     from dro_rl.recipe import Recipe
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

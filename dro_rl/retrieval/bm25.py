@@ -41,7 +41,9 @@ class Bm25Retriever(Retriever):
             build_in_blocks(words, empty, place).save(folder, show_progress=False)
 
     def _open(self) -> None:
-        self.scorer = bm25s.BM25.load(self.folder, mmap=True, show_progress=False)
+        self.scorer = bm25s.BM25.load(
+            self.folder, mmap=True, allow_pickle=False, show_progress=False
+        )
         if self.scorer.scores["num_docs"] != len(self.corpus):
             raise ValueError(f"it has {self.scorer.scores['num_docs']} passages")
 

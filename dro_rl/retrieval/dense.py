@@ -72,7 +72,8 @@ class DenseRetriever(Retriever):
         if self._uses_faiss():
             exact = self.settings.model_copy(update={"index": "exact"})
             encoded = DenseRetriever(exact, self.cache, self.say).index(corpus)
-            _write_cells(np.load(encoded / _VECTORS, mmap_mode="r"), folder / _CELLS)
+            vectors = np.load(encoded / _VECTORS, mmap_mode="r", allow_pickle=False)
+            _write_cells(vectors, folder / _CELLS)
         else:
             self._write_vectors(corpus, folder / _VECTORS)
 
@@ -87,7 +88,7 @@ class DenseRetriever(Retriever):
             self.cells.nprobe = self.settings.probes
             found = self.cells.ntotal
         else:
-            self.vectors = np.load(self.folder / _VECTORS, mmap_mode="r")
+            self.vectors = np.load(self.folder / _VECTORS, mmap_mode="r", allow_pickle=False)
             found = len(self.vectors)
         if found != len(self.corpus):
             raise ValueError(f"it has vectors of {found} passages")
@@ -130,7 +131,11 @@ class DenseRetriever(Retriever):
             from sentence_transformers import SentenceTransformer  # seconds to import
 
             try:
-                self._model = SentenceTransformer(str(self.model_folder))
+                self._model = SentenceTransformer(
+                    str(self.model_folder),
+                    model_kwargs={"use_safetensors": True},
+                    trust_remote_code=False,
+                )
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"retrieval.model: {self.settings.model} cannot be loaded as a model of "

@@ -152,6 +152,9 @@ def kept_rank(
     }
     folder = made_folder(retriever.cache, "candidates", makers, write)
     try:
-        return np.load(folder / "rows.npy"), np.load(folder / "scores.npy")
+        rows, scores = (
+            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("rows", "scores")
+        )
+        return rows, scores
     except (OSError, ValueError, EOFError) as error:
         raise damaged(folder, str(error)) from error
