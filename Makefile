@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup colbert-env demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
+.PHONY: help setup colbert-env pylate-env demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -17,7 +17,10 @@ setup: ## .venv from the lock file of this machine (CPU or NVIDIA GPU)
 	@bash scripts/setup.sh
 
 colbert-env: setup ## .venv-colbert, for retrieval.kind: colbert (2 GB)
-	@bash scripts/colbert_env.sh
+	@bash scripts/retrieval_env.sh colbert
+
+pylate-env: setup ## .venv-pylate, for retrieval.kind: pylate (2 GB)
+	@bash scripts/retrieval_env.sh pylate
 
 demo: setup ## DRO on the built-in world, end to end; ARGS are overrides
 	@$(BIN)/dro-rl train recipes/demo.yaml $(ARGS)

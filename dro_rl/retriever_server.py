@@ -283,7 +283,7 @@ def _served(recipe: Recipe) -> Any:
         what = "corpus: own" if own else f"kind: {retrieval.kind}"
         raise UserError(
             f"retrieval.{what} searches no corpus that could be served: set retrieval.kind to "
-            "bm25 (corpus: pooled, or corpus_path), dense, fusion or colbert"
+            "bm25 (corpus: pooled, or corpus_path), dense, fusion, colbert or pylate"
         )
     # Its process has a working folder of its own.
     cache = str(located(retrieval.cache_dir).absolute())

@@ -23,6 +23,7 @@ from dro_rl.retrieval_sections import (
     Fusion,
     GivenRetrieval,
     HttpRetrieval,
+    Pylate,
     Retrieval,
     Searching,
 )
@@ -90,7 +91,9 @@ def open_retriever(
 
 
 def make_retriever(
-    settings: Bm25 | Dense | Colbert | Fusion, cache: Path, say: Say = lambda text: None
+    settings: Bm25 | Dense | Colbert | Pylate | Fusion,
+    cache: Path,
+    say: Say = lambda text: None,
 ) -> Retriever:
     """One way to search; it has no index yet. Each brings libraries that the others don't need."""
     if isinstance(settings, Fusion):
@@ -106,6 +109,10 @@ def make_retriever(
         from dro_rl.retrieval.colbert import ColbertRetriever
 
         return ColbertRetriever(settings, cache, say)
+    if isinstance(settings, Pylate):
+        from dro_rl.retrieval.pylate import PylateRetriever
+
+        return PylateRetriever(settings, cache, say)
     from dro_rl.retrieval.bm25 import Bm25Retriever
 
     return Bm25Retriever(settings, cache, say)

@@ -19,6 +19,8 @@ from dro_rl.retrieval_sections import Dense
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+# Part of an index's name. Raise it when a change here gives other vectors, cells or files.
+_FORMAT = 1
 _VECTORS, _CELLS = "vectors.npy", "cells.faiss"
 _BLOCK = 65_536  # vectors compared at once: 100 MB as float32 of 384 components
 
@@ -47,6 +49,7 @@ class DenseRetriever(Retriever):
     def makers(self) -> Mapping[str, Any]:
         libraries = ["sentence-transformers", *(["faiss-cpu"] if self._uses_faiss() else [])]
         return {
+            "format": _FORMAT,
             "model": model_identity(self.model_folder),
             "index": self.settings.index,
             "passage_prefix": self.settings.passage_prefix,

@@ -15,6 +15,8 @@ from dro_rl.retrieval.folders import damaged, digest, made_folder
 
 Ranking = list[tuple[Document, float]]  # best first; a score is higher for the better document
 Say = Callable[[str], object]
+# Part of the name of kept candidates. Raise it when the same index is searched in another way.
+_FORMAT = 1
 AT_ONCE = 256  # questions that are ranked at once
 
 
@@ -145,6 +147,7 @@ def kept_rank(
         np.save(folder / "scores.npy", scores)
 
     makers = {
+        "format": _FORMAT,
         "index": retriever.folder.name,
         "search": dict(retriever.search_makers()),
         "k": k,
