@@ -24,7 +24,12 @@ from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.saving import Saving
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
-from dro_rl.step_metrics import iteration_metrics, learner_metrics, rollout_metrics
+from dro_rl.step_metrics import (
+    iteration_metrics,
+    learner_metrics,
+    rollout_metrics,
+    tell_unrewarded,
+)
 from dro_rl.teams import Teams, process_count, start_teams
 from dro_rl.timeline import sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
@@ -170,21 +175,13 @@ class Trainer:
             )
             for s, p, log_ratios, v in zip(scored, logps, ratios, values, strict=True)
         ]
-        self._tell_unrewarded(groups)
+        tell_unrewarded(groups, self.console.say)
         weighed, mean = weigh(self.recipe.algorithm, groups, self.at.running_mean)
         self.at.running_mean = mean
         return [
             WeightedRollout(s.rollout, c.selector, c.generator, c.tokens)
             for s, c in zip(scored, weighed, strict=True)
         ]
-
-    def _tell_unrewarded(self, groups: Sequence[Group]) -> None:
-        named = [g.example for g in groups if max(g.log_rewards) == -math.inf]
-        if named:
-            shown = ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
-            self.console.say(
-                f"  {len(named)} of {len(groups)} questions had no reward in any selection: {shown}"
-            )
 
     def _values(
         self, iteration: int, scored: Sequence[ScoredRollout]
