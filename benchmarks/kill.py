@@ -30,7 +30,7 @@ from tests.commands import iterations, start  # noqa: E402
 from tests.local_runs import TINY  # noqa: E402
 from tests.outcomes import assert_equal  # noqa: E402
 
-ITERATIONS = 5
+ITERATIONS = 4
 
 
 def words(run: Path, mode: str) -> tuple[str, ...]:

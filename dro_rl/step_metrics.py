@@ -55,7 +55,7 @@ def learner_metrics(done: Mapping[PolicyName, StepMetrics]) -> dict[str, float]:
 
 def iteration_metrics(
     summary: Mapping[str, Any],
-    gaps: Mapping[PolicyName, float],
+    gaps: Mapping[str, float],
     running_mean: float | None,
     prefix_cache_hits: float,
 ) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.commands import files, iterations, start
 from tests.local_runs import resume, train, words
 from tests.outcomes import assert_equal
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):
@@ -27,33 +26,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path):
     assert_equal(run, straight)
 
 
+@pytest.mark.timeout(800)
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(straight, tmp_path):
-    """By SIGKILL at three random moments, by SIGTERM at a fourth; one command all along."""
+    """At three random moments; the same command begins it and goes on with it."""
     seed = int(os.environ.get("DRO_RL_KILL_SEED", random.randrange(10**6)))
     print(f"DRO_RL_KILL_SEED={seed}")
     moments, run = random.Random(seed), tmp_path / "run"
     iteration = sum(v for k, v in iterations(straight)[1].items() if k.startswith("time/"))
-    one = words(
-        run, "training.iterations=3", "training.checkpoint_seconds=0", "tracking.resume=auto"
-    )
-    for number in (*[signal.SIGKILL] * 3, signal.SIGTERM):
-        process = start(*one)
+    settings = ("training.iterations=3", "training.checkpoint_seconds=0", "tracking.resume=auto")
+    for _ in range(3):
+        process = start(*words(run, *settings))
         try:
             wait_for_a_save(run, process)
             time.sleep(moments.uniform(0, iteration / 2))
         finally:
-            process.send_signal(number)
-            _, told = process.communicate()
-        if process.returncode == 0:
-            break  # it was done before its moment came
-        if number == signal.SIGTERM:
-            assert process.returncode == 143, told
-            assert "stopped by SIGTERM" in told and f"dro-rl train --resume {run}" in told
-            assert "Traceback" not in told
-    process = start(*one)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "resumed" in out or "has done its iterations" in out
+            process.kill()
+            process.communicate()
+    told = train(run, *settings).succeeded()
+    assert "resumed" in told.out or "has done its iterations" in told.out
     assert_equal(run, straight)
 
 
