@@ -11,6 +11,7 @@ import typer
 
 from dro_rl.cli_services import retriever, rewards
 from dro_rl.command_line import (
+    IN_ONE_PROCESS,
     Overrides,
     RecipeName,
     RunPath,
@@ -233,7 +234,7 @@ def profile(
     ] = None,
 ) -> None:
     """Run a recipe's stages on a batch in one process under torch.profiler; show the top of it."""
-    loaded = load(recipe, [*(overrides or []), "cluster.mode=local"])
+    loaded = load(recipe, [*(overrides or []), *IN_ONE_PROCESS])
     prepare_process(loaded)
     from dro_rl.profiling import profile as run_profiler
     from dro_rl.tracking.console import Console

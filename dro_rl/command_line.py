@@ -20,6 +20,7 @@ RecipeName = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
 ]
+IN_ONE_PROCESS = ("cluster.mode=local", "selector.ranks=1", "generator.ranks=1")
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 
 

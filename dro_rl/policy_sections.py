@@ -54,6 +54,10 @@ class PolicySection(Section):
     max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
     learning_rate: PositiveFloat = 1e-6
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    ranks: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1,
+        description="processes that train it together, each with a part of every weight (FSDP2)",
+    )
     likelihood: Literal["auto", "dense"] = Field(
         default="auto",
         description="auto: what prompts share is computed once, where the model allows it; dense: "

@@ -132,6 +132,12 @@ class TrainingSection(Section):
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear learning-rate warm-up")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0
+    max_bad_steps: Annotated[int, MAY_CHANGE] = Field(
+        default=3,
+        ge=0,
+        description="steps of a policy that a run may skip because their loss or gradient is not "
+        "finite",
+    )
     early_stop: Annotated[EarlyStop | None, MAY_CHANGE] = None
     checkpoint_seconds: Annotated[NonNegativeFloat, MAY_CHANGE] = Field(
         default=600,
@@ -278,6 +284,7 @@ class Recipe(Section):
         if per_token and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
         self._check_sampling()
+        self._check_ranks()
         scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
@@ -327,6 +334,16 @@ class Recipe(Section):
                 f"algorithm.kind: {algorithm.kind} compares the selector with the one that sampled "
                 "without dropout: set selector.lora.dropout to 0"
             )
+
+    def _check_ranks(self) -> None:
+        several = [p for p in self.algorithm.train if self.policy(p).ranks > 1]
+        if several and self.cluster.mode == "local":
+            raise ValueError(
+                f"{several[0]}.ranks: several processes need cluster.mode: ray; in one process it "
+                "is 1"
+            )
+        if several and self.algorithm.kind == "trl_grpo":
+            raise ValueError(f"{several[0]}.ranks: algorithm.kind: trl_grpo trains in one process")
 
     @property
     def decoding(self) -> Literal["free", "distinct", "independent", "retriever"]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ class RayTeam:
     Args:
         role: as messages name it.
         copies: n.
-        new_actor: makes an actor of `Host`.
-        worker: class and arguments of the workers.
+        new_actor: makes an actor of `Host`, for the worker of that number.
+        worker: its class and arguments.
         section: the recipe's `cluster`.
-        stateful: a worker that is lost is not made again, but raises `WorkerLost`.
+        stateful: a worker that is lost is not made again, but raises `WorkerLost`; several of them
+            work as one.
         say: shows a line.
         stacks: folder for the stacks of workers that hang; None keeps none.
     """
@@ -45,8 +47,8 @@ class RayTeam:
         self,
         role: str,
         copies: int,
-        new_actor: Callable[[], Any],
-        worker: tuple[type, tuple],
+        new_actor: Callable[[int], Any],
+        worker: Callable[[int], tuple[type, tuple]],
         section: ClusterSection,
         *,
         stateful: bool,
@@ -58,8 +60,8 @@ class RayTeam:
         self._look_at = 0.0
         self._on_return: dict[str, tuple[Any, Check | None]] = {}
         self._opening = True  # no work before all are there
-        number = [f" {i + 1} of {copies}" if copies > 1 else "" for i in range(copies)]
-        self.members = [Member(f"{role}{n}") for n in number]
+        which = [f" {i + 1} of {copies}" if copies > 1 else "" for i in range(copies)]
+        self.members = [Member(f"{role}{name}", i) for i, name in enumerate(which)]
         for member in self.members:
             self._start(member)
 
@@ -83,14 +85,14 @@ class RayTeam:
         return lambda: self._finish(work)
 
     def leave(self, method: str) -> Any:
-        left: list[Any] = []
+        left: dict[int, Any] = {}
 
-        def send(actor: Any) -> Any:
-            done, value = actor.leave.options(num_returns=2).remote(method)
-            left[:] = [value]
+        def send(number: int, actor: Any) -> Any:
+            done, left[number] = actor.leave.options(num_returns=2).remote(method)
             return done
 
-        self._finish(Work(deque([Call(0, method, send)])))
+        asked = range(len(self.members) if self.stateful else 1)
+        self._finish(Work(deque(Call(i, method, partial(send, i)) for i in asked)))
         return left[0]
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
@@ -229,14 +231,14 @@ class RayTeam:
 
     def _start(self, member: Member) -> None:
         """Make its actor and queue what it has to go through; does not wait."""
-        member.actor = self._new_actor()
+        member.actor = self._new_actor(member.number)
         member.heart = Heart(member.actor, self.section)
         member.began, member.killed_for = time.monotonic(), ""
 
         def tell(about: Any) -> None:
             member.about = about
 
-        made = member.actor.make.remote(*self._worker)
+        made = member.actor.make.remote(*self._worker(member.number))
         member.starting = [(made, None), (member.actor.ready.remote(), tell)]
         member.starting += self._catch_up(member)
 

@@ -33,6 +33,7 @@ class Member:
     """
 
     name: str
+    number: int = 0
     actor: Any = None
     heart: Heart = field(init=False)
     starting: list[tuple[Any, Check | None]] = field(default_factory=list)

@@ -11,6 +11,7 @@ from typing import Any
 from dro_rl.cluster import Cluster, Team
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
+from dro_rl.rank_team import RankTeam
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward import Need
@@ -317,18 +318,7 @@ def start_teams(
     learners: dict[PolicyName, Team] = {}
     if learner_steps is not None:
         for name in recipe.algorithm.train:
-            section = recipe.policy(name)
-            learners[name] = cluster.start(
-                f"{name} learner",
-                Learner,
-                1,
-                recipe,
-                name,
-                section.model,
-                learner_steps,
-                section.learning_rate,
-                stateful=True,
-            )
+            learners[name] = _start_learner(recipe, cluster, name, learner_steps)
     named: list[tuple[str, Team]] = [
         *((f"{n} learner", t) for n, t in learners.items()),
         ("reward service", reward),
@@ -343,10 +333,24 @@ def start_teams(
     return Teams(recipe, engines, reward, learners)
 
 
+def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
+    section, role = recipe.policy(name), f"{name} learner"
+    args = (recipe, name, section.model, steps, section.learning_rate)
+    if section.ranks == 1:
+        return cluster.start(role, Learner, 1, *args, stateful=True)
+    return RankTeam(cluster.start_ranks(role, Learner, section.ranks, *args))
+
+
 def process_count(recipe: Recipe, *, learners: bool) -> int:
     """How many processes `start_teams` makes."""
-    trained = len(recipe.algorithm.train) if learners else 0
+    trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
     return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
+
+
+def rank_count(recipe: Recipe) -> int:
+    """How many of them belong to learners of several."""
+    ranks = [recipe.policy(p).ranks for p in recipe.algorithm.train]
+    return sum(n for n in ranks if n > 1)
 
 
 def _short(value: object) -> str:

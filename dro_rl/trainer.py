@@ -25,8 +25,13 @@ from dro_rl.recovery import keep_going
 from dro_rl.reward import Reward
 from dro_rl.saving import Saving
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
-from dro_rl.step_metrics import iteration_metrics, learner_metrics, rollout_metrics
-from dro_rl.teams import Teams, process_count, start_teams
+from dro_rl.step_metrics import (
+    iteration_metrics,
+    learner_metrics,
+    rollout_metrics,
+    tell_bad_steps,
+)
+from dro_rl.teams import Teams, process_count, rank_count, start_teams
 from dro_rl.timeline import sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import LiveReport
@@ -44,7 +49,7 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     questions, here = start.questions, RunDirectory.of(recipe)
     processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
     with (
-        open_cluster(recipe.cluster, processes, console.say, stacks) as cluster,
+        open_cluster(recipe.cluster, processes, console.say, stacks, rank_count(recipe)) as cluster,
         says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),  # Ray has taken the signals
     ):
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
@@ -299,6 +304,7 @@ class Trainer:
                 **learner_metrics(done),
             }
         )
+        tell_bad_steps(self.recipe, done, self.console.say)
         for policy, told in done.items():
             flops = self.use.flops(policy, told.tokens, scored, weighted)
             self.at.timeline.add("learn", tokens=told.tokens, flops=flops)

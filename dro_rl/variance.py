@@ -119,6 +119,7 @@ def _at(recipe: Recipe, run: RunDirectory, iteration: int) -> Recipe:
     for policy in POLICIES:
         initial = settings[policy]["model"]
         settings[policy]["model"] = checkpoint.policy_folder(run, iteration, policy, initial)
+        settings[policy]["ranks"] = 1
     settings["rollout"]["engine"] = "transformers"
     settings["cluster"]["mode"] = "local"
     settings["algorithm"] = {"kind": "dro", "train": ["selector"]}
