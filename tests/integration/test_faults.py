@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 LOSSES = {  # of learners, by what it is to be lost in
     "an M-step": [("generator learner", "step", 1, False), ("selector learner", "step", 4)],
-    "a save": [("selector learner", "save", 0), ("generator learner", "save", 2, True)],
+    "a save": [("selector learner", "save", 0), ("generator learner", "save", 1, True)],
     "a sync": [("generator learner", "weights", 1), ("selector learner", "probe", 3, True)],
     "the start": [("selector learner", "probe", 0, True), ("generator learner", "weights", 1)],
 }
