@@ -12,7 +12,7 @@ from types import FrameType
 from dro_rl.durable import CannotWrite
 from dro_rl.errors import UserError
 
-_GRACE = 2.0  # seconds to end in an orderly way; `ray job stop` sends SIGKILL after 3
+_GRACE = 1.0  # seconds to end in an orderly way; `ray job stop` sends SIGKILL after 3
 
 
 @contextmanager

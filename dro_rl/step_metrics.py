@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dro_rl.algorithm_sections import DroAlgorithm
+from dro_rl.algorithms import Group
 from dro_rl.algorithms.dro import effective_sample_size, importance_weights
 from dro_rl.errors import UserError
 from dro_rl.recipe import PolicyName, Recipe
@@ -100,6 +101,14 @@ def iteration_metrics(
     if not math.isnan(prefix_cache_hits):
         row["rollout/prefix_cache_hits"] = prefix_cache_hits
     return row
+
+
+def tell_unrewarded(groups: Sequence[Group], say: Callable[[str], object]) -> None:
+    """Say which questions had no reward in any selection."""
+    named = [g.example for g in groups if max(g.log_rewards) == -math.inf]
+    if named:
+        shown = ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
+        say(f"  {len(named)} of {len(groups)} questions had no reward in any selection: {shown}")
 
 
 def _mean(values: Sequence[float]) -> float:

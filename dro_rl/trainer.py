@@ -30,6 +30,7 @@ from dro_rl.step_metrics import (
     learner_metrics,
     rollout_metrics,
     tell_bad_steps,
+    tell_unrewarded,
 )
 from dro_rl.teams import Teams, process_count, rank_count, start_teams
 from dro_rl.timeline import sampled_tokens, scored_tokens
@@ -181,21 +182,13 @@ class Trainer:
             )
             for s, p, log_ratios, v in zip(scored, logps, ratios, values, strict=True)
         ]
-        self._tell_unrewarded(groups)
+        tell_unrewarded(groups, self.console.say)
         weighed, mean = weigh(self.recipe.algorithm, groups, self.at.running_mean)
         self.at.running_mean = mean
         return [
             WeightedRollout(s.rollout, c.selector, c.generator, c.tokens)
             for s, c in zip(scored, weighed, strict=True)
         ]
-
-    def _tell_unrewarded(self, groups: Sequence[Group]) -> None:
-        named = [g.example for g in groups if max(g.log_rewards) == -math.inf]
-        if named:
-            shown = ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
-            self.console.say(
-                f"  {len(named)} of {len(groups)} questions had no reward in any selection: {shown}"
-            )
 
     def _values(
         self, iteration: int, scored: Sequence[ScoredRollout]

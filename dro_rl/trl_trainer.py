@@ -30,7 +30,7 @@ from dro_rl.questions import iteration_size, questions_of, seed_of
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
 from dro_rl.start import steps_per_iteration
-from dro_rl.step_metrics import rollout_metrics
+from dro_rl.step_metrics import rollout_metrics, tell_unrewarded
 from dro_rl.timeline import sampled_tokens
 from dro_rl.tracking.console import Advance
 from dro_rl.trainer import Trainer
@@ -94,7 +94,7 @@ class TrlRun(Trainer):
     ) -> dict[str, float]:
         """Write an iteration's selections; returns its `rollout/` and `reward/` metrics."""
         groups = [Group(s.rollout.example.id, s.log_rewards) for s in scored]
-        self._tell_unrewarded(groups)
+        tell_unrewarded(groups, self.console.say)
         self.run.write_rollouts(iteration, scored, weighted)
         return rollout_metrics(self.recipe, scored, weighted)
 

@@ -1,6 +1,7 @@
 """What an iteration's seconds, tokens and FLOPs add up to, and how a run shows them."""
 
 import io
+import json
 import re
 import time
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_figures_of_an_iteration_by_hand():
         "share/other": 0.2,
     }
     assert not any(k.startswith("mfu/") for k in figures(stages, 10.0, peak=None))
+
+
+def test_a_timeline_goes_on_from_its_state_in_another_process():
+    timeline = Timeline()
+    timeline.add("rollout", seconds=0.5, tokens=5)
+    with timeline.stage("learn"):
+        time.sleep(0.05)
+        state = json.loads(json.dumps(timeline.state()))
+    again = Timeline.resumed(state)
+    with again.stage("learn"):
+        time.sleep(0.03)
+    row = again.figures(None)
+    assert again.stages["rollout"] == Stage(0.5, 5)
+    assert row["time/learn"] >= 0.08
+    assert sum(v for k, v in row.items() if k.startswith("share/")) == pytest.approx(1)
+    assert row["time/rollout"] == 0.5
 
 
 def test_times_of_a_timeline_add_up_to_its_wall_clock():
