@@ -61,6 +61,6 @@ def test_of_a_death_the_reason_is_told():
     )
     assert in_short(message) == (
         "The actor is dead because its worker process has died. "
-        "Worker exit type: NODE_OUT_OF_MEMORY Some common causes include: (1) the weather"
+        "Worker exit type: NODE_OUT_OF_MEMORY"
     )
     assert in_short("Owner died") == "Owner died"
