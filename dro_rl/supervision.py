@@ -109,7 +109,10 @@ class RayTeam:
     ) -> None:
         import ray
 
-        self._on_return = {} if anew else self._on_return
+        if anew:  # of the same part, where a process has several: "selector.load_weights"
+            part = method.rpartition(".")[0]
+            kept = {k: v for k, v in self._on_return.items() if k.rpartition(".")[0] != part}
+            self._on_return = kept
         self._on_return[method] = (ray.put(args), check)
         for member in self.members:
             if member.starting:  # behind what it was told before
