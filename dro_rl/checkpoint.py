@@ -152,6 +152,24 @@ def is_finished(run: RunDirectory, recipe: Recipe) -> bool:
     return stopped or done >= recipe.training.iterations
 
 
+def policies_of(
+    run: RunDirectory, recipe: Recipe, iteration: int | None
+) -> tuple[int, dict[PolicyName, str]]:
+    """An iteration (by default the last whole one; 0 is the warm start) and its policies.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+    """
+    last = latest(run)
+    at = iteration if iteration is not None else last
+    if at and not folder_of(run, at).is_dir():
+        raise UserError(f"{run.path}: no checkpoint of iteration {at}; the last is {last}")
+    return at, {
+        "selector": policy_folder(run, at, "selector", recipe.selector.model),
+        "generator": policy_folder(run, at, "generator", recipe.generator.model),
+    }
+
+
 def how_to_go_on(run: RunDirectory) -> str:
     """Where a run stands, and the command that goes on from there."""
     if not run.begun:

@@ -51,7 +51,8 @@ class Team(Protocol):
         self, method: str, args: tuple, check: Check | None = None, *, anew: bool = False
     ) -> None:
         """What a worker that is made again goes through before it takes work, beside what was said
-        before of other methods; `anew` forgets that. `check` is given the result."""
+        before of other methods; `anew` forgets that (of a worker with parts, what was said of the
+        same part). `check` is given the result."""
         ...
 
     def restart(self) -> None:
@@ -222,8 +223,8 @@ class _RayCluster:
     def _host(self) -> Any:
         import ray
 
-        decorate: Any = ray.remote  # whose stubs do not know its options for actors
-        return decorate(concurrency_groups={WATCH: 1})(Host)
+        remote: Any = ray.remote  # whose types lack concurrency_groups
+        return remote(concurrency_groups={WATCH: 1})(Host)
 
     def _team(
         self,

@@ -41,6 +41,7 @@ class Learner:
         learning_rate: peak.
         place: this process's among the ranks that train the policy together: each calls the same
             methods with the same arguments, and gets the same from them.
+        base: a loaded `model` that another learner adapts too, each with an adapter of its own.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Learner:
         total_steps: int,
         learning_rate: float,
         place: Place | None = None,
+        base: Any = None,
     ) -> None:
         torch.set_num_threads(recipe.cluster.threads)
         torch.manual_seed(recipe.training.seed)  # ranks make the same adapters
@@ -58,9 +60,11 @@ class Learner:
         self.section = recipe.policy(policy)
         self.writer = causal_lm.prompt_writer(self.section, model)
         self.ranks = Ranks(place, recipe.cluster.call_timeout)
-        self.model: Any = self.ranks.load_model(self.section, model, training=True)
+        if base is None:
+            base = self.ranks.load_model(self.section, model, training=True)
+        self.model: Any = base
         if self.section.lora:
-            self.model = causal_lm.add_lora(self.model, self.section)
+            self.model = causal_lm.add_lora(base, self.section, policy)
         self.ranks.divide(self.model, self.section)
         self.objective = Objective(recipe, policy, self.model, self.writer, model, ranks=self.ranks)
         self.reward: Reward | None = None  # of `step_and_score`

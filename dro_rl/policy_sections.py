@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from dro_rl.sections import MAY_CHANGE, Rate, Section
+from dro_rl.sections import MAY_CHANGE, POLICIES, Rate, Section
 
 
 class Lora(Section):
@@ -76,6 +77,11 @@ class SelectorSection(PolicySection):
 
 
 class GeneratorSection(PolicySection):
+    share_base_with: Literal["selector"] | None = Field(
+        default=None,
+        description="both policies are LoRA adapters on one base model, held once by the engine "
+        "and once by the learners; what is of the base is the selector's where it is left out here",
+    )
     answers: Literal["first", "any"] = Field(
         default="first",
         description="the likelihood of the first reference answer, or of any of them",
@@ -87,3 +93,45 @@ class GeneratorSection(PolicySection):
         description="document lists of a smaller weight are not learned from: saves their forward "
         "and backward pass, and the loss loses their share (rollout/pruned)",
     )
+
+
+_OF_THE_BASE = ("model", "init", "scratch", "dtype", "gradient_checkpointing")
+
+
+def with_shared_base(settings: Any) -> Any:
+    """A recipe's settings, in which the generator of a shared base has what it leaves out of it."""
+    selector, generator = (
+        settings.get(p) if isinstance(settings, Mapping) else None for p in POLICIES
+    )
+    if not (isinstance(selector, Mapping) and isinstance(generator, Mapping)):
+        return settings
+    if not generator.get("share_base_with"):
+        return settings
+    missing = [k for k in _OF_THE_BASE if k in selector and generator.get(k) is None]
+    return {**settings, "generator": {**generator, **{k: selector[k] for k in missing}}}
+
+
+def check_shared_base(selector: SelectorSection, generator: GeneratorSection) -> None:
+    """Refuse policies that cannot be two adapters on one base.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    for name, section in zip(POLICIES, (selector, generator), strict=True):
+        if section.lora is None:
+            raise ValueError(
+                "generator.share_base_with: selector needs a LoRA adapter for each policy: set "
+                f"{name}.lora"
+            )
+        if section.ranks > 1:
+            raise ValueError(
+                "generator.share_base_with: selector trains both policies in one process: set "
+                f"{name}.ranks to 1"
+            )
+    for key in _OF_THE_BASE:
+        ours, theirs = getattr(generator, key), getattr(selector, key)
+        if ours != theirs:
+            raise ValueError(
+                f"generator.{key} ({ours}) is not the selector's ({theirs}), and it belongs to the "
+                "base model that generator.share_base_with: selector makes one: leave it out"
+            )

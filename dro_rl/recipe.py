@@ -16,7 +16,13 @@ from pydantic import (
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
-from dro_rl.policy_sections import GeneratorSection, PolicySection, SelectorSection
+from dro_rl.policy_sections import (
+    GeneratorSection,
+    PolicySection,
+    SelectorSection,
+    check_shared_base,
+    with_shared_base,
+)
 from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval, Retrieval
 from dro_rl.reward_sections import RewardChoice, RewardSection, written_out
 from dro_rl.sections import MAY_CHANGE, POLICIES, PolicyName, Section
@@ -241,6 +247,11 @@ class Recipe(Section):
     tracking: Annotated[TrackingSection, MAY_CHANGE] = TrackingSection()
     cluster: Annotated[ClusterSection, MAY_CHANGE] = ClusterSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _base_of_both(cls, settings: Any) -> Any:
+        return with_shared_base(settings)
+
     @field_validator("algorithm", mode="before")
     @classmethod
     def _dro_unless_said_otherwise(cls, settings: Any) -> Any:
@@ -285,10 +296,25 @@ class Recipe(Section):
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
         self._check_sampling()
         self._check_ranks()
+        if self.shares_base:
+            self._check_shared_base()
         scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
         return self
+
+    def _check_shared_base(self) -> None:
+        check_shared_base(self.selector, self.generator)
+        if self.algorithm.kind == "trl_grpo":
+            raise ValueError(
+                "algorithm.kind: trl_grpo trains a model of TRL's own: leave out "
+                "generator.share_base_with"
+            )
+        if self.cluster.reward_workers > 1:
+            raise ValueError(
+                "with generator.share_base_with the process that learns also scores, so there is "
+                "one: leave cluster.reward_workers at 1"
+            )
 
     def _check_sampling(self) -> None:
         algorithm, rollout = self.algorithm, self.rollout
@@ -350,6 +376,11 @@ class Recipe(Section):
         """How selections are made."""
         independent = self.algorithm.kind == "independent"
         return "independent" if independent else self.rollout.decoding
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether both policies are adapters on one base model."""
+        return self.generator.share_base_with is not None
 
     def policy(self, name: PolicyName) -> PolicySection:
         """The section of a policy."""

@@ -56,7 +56,21 @@ class Colbert(Section):
     )
 
 
-Method = Annotated[Bm25 | Dense | Colbert, Field(discriminator="kind")]
+class Pylate(Section):
+    """Late interaction with a checkpoint of PyLate or ColBERT, exact: for corpora that fit the
+    disk at one vector a token. PyLate needs a Python environment of its own."""
+
+    kind: Literal["pylate"]
+    model: str = Field(description="a folder or a hub name of a checkpoint")
+    max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
+    batch_size: PositiveInt = Field(default=32, description="texts the model reads at once")
+    environment: str = Field(
+        default=".venv-pylate/bin/python",
+        description="the Python of that environment; `make pylate-env` makes it",
+    )
+
+
+Method = Annotated[Bm25 | Dense | Colbert | Pylate, Field(discriminator="kind")]
 
 
 class Fusion(Section):
@@ -124,6 +138,10 @@ class ColbertRetrieval(Colbert, CorpusSection):
     pass
 
 
+class PylateRetrieval(Pylate, CorpusSection):
+    pass
+
+
 class FusionRetrieval(Fusion, CorpusSection):
     pass
 
@@ -150,12 +168,13 @@ class HttpRetrieval(RetrievalSection):
         return url
 
 
-Searching = Bm25Retrieval | DenseRetrieval | ColbertRetrieval | FusionRetrieval
+Searching = Bm25Retrieval | DenseRetrieval | ColbertRetrieval | PylateRetrieval | FusionRetrieval
 Retrieval = Annotated[
     GivenRetrieval
     | Bm25Retrieval
     | DenseRetrieval
     | ColbertRetrieval
+    | PylateRetrieval
     | FusionRetrieval
     | HttpRetrieval,
     Field(discriminator="kind"),

@@ -17,7 +17,9 @@ POLICIES: tuple[PolicyName, ...] = ("selector", "generator")
 class Section(BaseModel):
     """A part of the recipe. Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod

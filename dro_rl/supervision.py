@@ -109,10 +109,9 @@ class RayTeam:
     ) -> None:
         import ray
 
-        if anew:  # of the same part, where a process has several: "selector.load_weights"
-            part = method.rpartition(".")[0]
-            kept = {k: v for k, v in self._on_return.items() if k.rpartition(".")[0] != part}
-            self._on_return = kept
+        if anew:
+            known, part = self._on_return, _part(method)
+            self._on_return = {m: said for m, said in known.items() if _part(m) != part}
         self._on_return[method] = (ray.put(args), check)
         for member in self.members:
             if member.starting:  # behind what it was told before
@@ -285,3 +284,8 @@ class RayTeam:
                 "(`ray logs`) and that the cluster has room for it (`ray status`), or raise "
                 "cluster.start_timeout"
             )
+
+
+def _part(method: str) -> str:
+    """Whose method it is, of a worker that holds several parts; see `dro_rl.shared_base`."""
+    return method.rpartition(".")[0]

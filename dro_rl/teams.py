@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.shared_base import start_shared
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
@@ -281,10 +283,26 @@ class Teams:
         return self.recipe.rollout.max_logp_gap or default
 
 
-def _shares(items: Sequence, n: int) -> list[Sequence]:
-    """`items` in n parts that differ by one at most, in order; fewer where there are fewer."""
-    n = min(n, len(items))
-    return [items[i * len(items) // n : (i + 1) * len(items) // n] for i in range(n)]
+def _shares(examples: Sequence[Example], n: int) -> list[Sequence[Example]]:
+    """`examples` in n parts, one a worker, that have about equally much to read; fewer parts where
+    there are fewer questions.
+
+    A part is a run of questions, so results joined in the parts' order are in that of the
+    questions. Cuts are where the characters of questions and candidates come nearest to equal
+    parts: no part exceeds its due by more than its longest question, and the cuts follow from the
+    questions and n alone, not from which worker is free.
+    """
+    n = min(n, len(examples))
+    read = [
+        len(e.question) + sum(len(d.title) + len(d.text) for d in e.candidates) for e in examples
+    ]
+    until = [0, *itertools.accumulate(read)]
+    cuts = [0]
+    for part in range(1, n):
+        due = until[-1] * part / n
+        free = range(cuts[-1] + 1, len(examples) - (n - part) + 1)  # a question for every part
+        cuts.append(min(free, key=lambda cut: abs(until[cut] - due)))
+    return [examples[a:b] for a, b in itertools.pairwise([*cuts, len(examples)])] if n else []
 
 
 def start_teams(
@@ -303,6 +321,9 @@ def start_teams(
         console: shows which are ready.
         learner_steps: optimiser steps of the run; None starts no learners (evaluation).
     """
+    if recipe.shares_base and learner_steps is not None:
+        engines, reward, learners, named = start_shared(recipe, cluster, learner_steps)
+        return _ready(Teams(recipe, engines, reward, learners), named, console)
     copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
         p: cluster.start(_NAMES[p], RolloutWorker, n, recipe, p, models[p])
@@ -324,13 +345,18 @@ def start_teams(
         ("reward service", reward),
         *((_NAMES[n], t) for n, t in engines.items()),
     ]
+    return _ready(Teams(recipe, engines, reward, learners), named, console)
+
+
+def _ready(teams: Teams, named: Sequence[tuple[str, Team]], console: Console) -> Teams:
+    """Wait for the processes, and show what each says of itself."""
     console.say(f"starting {len(named)} roles (engines take up to a minute)")
     start = time.monotonic()
     for name, team in named:
         for about in team.ready():
             console.say(f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in about.items()))
     console.say(f"ready in {time.monotonic() - start:.1f} s")
-    return Teams(recipe, engines, reward, learners)
+    return teams
 
 
 def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
@@ -343,6 +369,8 @@ def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: in
 
 def process_count(recipe: Recipe, *, learners: bool) -> int:
     """How many processes `start_teams` makes."""
+    if recipe.shares_base and learners:
+        return recipe.rollout.workers + 1
     trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
     return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
 

@@ -71,17 +71,20 @@ def _learned(w: WeightedRollout) -> set[tuple[int, ...]]:
 
 def peak_memory(teams: Teams) -> dict[str, float]:
     """Peak memory by role [GiB], the largest of a role's processes; the trainer's own process,
-    which in local mode has all roles, is `trainer`."""
+    which in local mode has all roles, is `trainer`. Roles in one process are told of once, by
+    the first."""
     own = hardware.memory()
     roles: dict[str, list[Memory]] = {"trainer": [own]}
     for policy, team in teams.engines.items():
         roles[f"{policy}_engine"] = team.memory()
-    roles["reward"] = teams.reward.memory()
     for policy, team in teams.learners.items():
         roles[f"{policy}_learner"] = team.memory()
+    roles["reward"] = teams.reward.memory()
     row: dict[str, float] = {}
+    seen = set[str]()
     for role, found in roles.items():
-        apart = [m for m in found if role == "trainer" or m.process != own.process]
+        apart = [m for m in found if m.process not in seen]
+        seen.update(m.process for m in found)
         for name, values in (
             ("memory", [m.resident for m in apart]),
             ("gpu_memory", [m.gpu for m in apart if m.gpu is not None]),

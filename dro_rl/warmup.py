@@ -1,8 +1,8 @@
 """Supervised warm-up: the policies that DRO starts from, as the paper makes them.
 
 The selector learns the retriever's order with noise, the generator learns to answer from gold
-documents among distractors. A policy with `init: scratch` is made first, and pretrained on the
-built-in world's curriculum or on the corpus.
+documents among distractors; a base that both share learns both. A policy with `init: scratch` is
+made first, and pretrained on the built-in world's curriculum or on the corpus.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
 from dro_rl.evaluation import answer_recall
 from dro_rl.learner import Learner
+from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.policy.likelihood import Completion
 from dro_rl.policy.scratch import make_scratch
 from dro_rl.policy.targets import Target, answer_target
-from dro_rl.prompts import write_selection
+from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.questions import load_questions
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example
@@ -33,30 +34,31 @@ LANGUAGE_MODELLING_STEPS = 1000
 
 
 def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[PolicyName, Path]:
-    """Make both policies.
+    """Make both policies, or the base that they share.
 
     Args:
         recipe: its `warmup` section says how.
-        output: a folder for `selector/` and `generator/`; None writes each to its `model`.
+        output: a folder for `selector/` and `generator/` (of a shared base, `selector/` alone);
+            None writes each to its `model`.
         console: shows progress.
     Returns:
-        each policy's folder.
+        the folder of each that was made.
     Raises:
         UserError: a place that exists already or cannot be written, or a recipe that warms up
             nothing.
     """
-    targets: dict[PolicyName, Path] = {p: _place(recipe, p, output) for p in POLICIES}
+    policies: tuple[PolicyName, ...] = ("selector",) if recipe.shares_base else POLICIES
+    targets: dict[PolicyName, Path] = {p: _place(recipe, p, output) for p in policies}
     questions = load_questions(recipe, console)
     made: dict[str, str] = {}
-    for policy in POLICIES:
+    for policy in policies:
         base = _base(recipe, policy, questions, targets[policy].parent, made, console)
-        steps, rate = recipe.warmup.steps, recipe.warmup.learning_rate
-        learner = _learner(recipe, policy, base, steps, rate)
-        rng = random.Random(f"warmup/{policy}/{recipe.training.seed}")
-        task = selector_target if policy == "selector" else generator_target
+        learned = POLICIES if recipe.shares_base else (policy,)
+        steps = recipe.warmup.steps * len(learned)
+        learner = _learner(recipe, policy, base, steps, recipe.warmup.learning_rate)
         _fit(
             learner,
-            lambda: task(learner, rng.choice(questions.train), rng),  # noqa: B023
+            _drawing(recipe, learned, base, questions.train),
             steps,
             recipe.warmup.batch_size,
             f"warm up {policy}",
@@ -72,30 +74,48 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
 # --- what is learned ------------------------------------------------------------------------------
 
 
-def selector_target(learner: Learner, example: Example, rng: random.Random) -> Target:
+def _drawing(
+    recipe: Recipe, policies: Sequence[PolicyName], model: str, questions: Sequence[Example]
+) -> Callable[[], Target]:
+    """What draws the next thing to learn: of any of the policies, from any question."""
+    rng = random.Random(f"warmup/{policies[0]}/{recipe.training.seed}")
+    writers = {p: prompt_writer(recipe.policy(p), model) for p in policies}
+
+    def draw() -> Target:
+        policy = rng.choice(policies) if len(policies) > 1 else policies[0]
+        target = selector_target if policy == "selector" else generator_target
+        return target(recipe, writers[policy], rng.choice(questions), rng)
+
+    return draw
+
+
+def selector_target(
+    recipe: Recipe, writer: PromptWriter, example: Example, rng: random.Random
+) -> Target:
     """The selection a noisy teacher makes: top K of retriever score / temperature + Gumbel noise,
     which draws without replacement from the softmax of the scores (Plackett-Luce)."""
-    recipe = learner.recipe
     noisy = [
         s / recipe.warmup.teacher_temperature - math.log(-math.log(rng.random() or 1e-300))
         for s in example.scores
     ]
     k = recipe.selector.documents
     chosen = sorted(range(len(noisy)), key=lambda i: -noisy[i])[:k]
-    prompt = learner.writer.select(example.question, example.candidates, k)
-    token_ids = learner.writer.completion(write_selection(chosen))
+    prompt = writer.select(example.question, example.candidates, k)
+    token_ids = writer.completion(write_selection(chosen))
     return Target((Completion(prompt.token_ids, token_ids),))
 
 
-def generator_target(learner: Learner, example: Example, rng: random.Random) -> Target:
+def generator_target(
+    recipe: Recipe, writer: PromptWriter, example: Example, rng: random.Random
+) -> Target:
     """The answer from the gold documents among distractors, in a random order."""
     gold = _supporting(example)
     others = [i for i, d in enumerate(example.candidates) if not d.is_gold]
-    room = max(0, learner.recipe.selector.documents - len(gold))
-    extra = rng.sample(others, min(len(others), room, learner.recipe.warmup.distractors))
-    documents = [*gold[: learner.recipe.selector.documents], *extra]
+    room = max(0, recipe.selector.documents - len(gold))
+    extra = rng.sample(others, min(len(others), room, recipe.warmup.distractors))
+    documents = [*gold[: recipe.selector.documents], *extra]
     rng.shuffle(documents)
-    return answer_target(learner.writer, example, documents, "first")
+    return answer_target(writer, example, documents, "first")
 
 
 def _supporting(example: Example) -> list[int]:
@@ -213,6 +233,10 @@ def _learner(
     )
     # Supervised: a weighted likelihood, whatever algorithm the run will train with.
     settings = recipe.model_copy(update={"training": training, "algorithm": DroAlgorithm()})
+    section = recipe.policy(policy)
+    if section.init == "scratch":  # adapters alone cannot make a model of random weights
+        whole = section.model_copy(update={"lora": None})
+        settings = settings.model_copy(update={policy: whole})
     return Learner(settings, policy, base, steps, learning_rate)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -18,13 +18,15 @@ from transformers import (
 )
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
+from dro_rl.model_folders import refuse_pickled
 from dro_rl.policy import sharding
 from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import PromptWriter, prompt_style
 
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_LEFT, _RIGHT = ":left", ":right"
+LEFT, RIGHT = ":left", ":right"  # of what an adapter adds to a weight
 
 
 def resolve_model(name: str) -> str:
@@ -41,13 +43,14 @@ def resolve_model(name: str) -> str:
             known = ", ".join(f"builtin/{p.name}" for p in sorted(BUILTIN.glob("*/")))
             raise UserError(f"{name}: this package carries no such model; it has {known}")
         return str(folder)
-    folder = Path(name).expanduser()
-    if folder.exists():
+    folder = located(name)
+    if os.path.exists(folder):  # Path's own raises at long names
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"{name}: not a model's folder (it has no config.json): give the folder that "
                 "save_pretrained wrote"
             )
+        refuse_pickled(folder, name)
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(
@@ -65,8 +68,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     source = resolve_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # a damaged file makes transformers raise a dozen unrelated kinds
         raise _not_loadable(name, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token: set eos_token in it")
@@ -94,8 +97,10 @@ def check_context(section: PolicySection, name: str) -> None:
         UserError: it is, or the model has no readable configuration.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name))
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise _not_loadable(name, "configuration", error) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and context < section.max_length:
@@ -120,12 +125,22 @@ def load_model(
     full = training and section.lora is None
     dtype = torch.float32 if full else _DTYPES[section.dtype]
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if training:
             _without_dropout(config)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, read = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # as above
         raise _not_loadable(name, "model", error) from error
+    if read["missing_keys"]:  # which transformers fills with random numbers
+        lacking = ", ".join(sorted(read["missing_keys"])[:3])
+        raise UserError(f"{name}: its weights lack {lacking}: the file is damaged or incomplete")
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -151,9 +166,12 @@ def autocast(section: PolicySection, model: nn.Module) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=section.dtype == "bfloat16")
 
 
-def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
-    """The model with fresh LoRA adapters (peft), whose weights are float32."""
-    from peft import LoraConfig, get_peft_model
+def add_lora(model: Any, section: PolicySection, name: str = "default") -> nn.Module:
+    """The model with a fresh LoRA adapter (peft) of that name, whose weights are float32.
+
+    It is the active one, the only one that learns, beside those that the model may have already.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     assert section.lora is not None
     config = LoraConfig(
@@ -165,7 +183,12 @@ def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
     )
     if section.gradient_checkpointing:
         model.enable_input_require_grads()
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    if isinstance(model, PeftModel):
+        adapted = model
+        adapted.add_adapter(name, config, autocast_adapter_dtype=True)
+        adapted.set_adapter(name)
+    else:
+        adapted = get_peft_model(model, config, name, autocast_adapter_dtype=True)
     if getattr(model.config, "tie_word_embeddings", False):
         output = model.get_output_embeddings()
         if hasattr(output, "lora_A"):
@@ -177,28 +200,37 @@ def add_lora(model: PreTrainedModel, section: PolicySection) -> nn.Module:
 
 
 def adapter_factors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What LoRA adds to each adapted weight, as two thin matrices: none for a model without.
+    """What the active adapter adds to each weight, as two thin matrices: none for a model without.
 
     "NAME:left" (rows, rank) times "NAME:right" (rank, columns) is to be added to the weight that
     is NAME in a Hugging Face checkpoint; the adapters' scaling is in one of them.
     """
+    for name, layer in adapted_layers(model):
+        (adapter,) = layer.active_adapters
+        down, up, flipped = adapter_matrices(layer, adapter)
+        up = up * layer.scaling[adapter]
+        left, right = (down.T, up.T) if flipped else (up, down)
+        yield f"{name}.weight{LEFT}", left.detach()
+        yield f"{name}.weight{RIGHT}", right.detach()
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that the active adapter adapts, by the names that they have without it."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in _without_peft(model).named_modules():
         if isinstance(module, LoraLayer):
-            left, right = _factors(module)
-            yield f"{name}.weight{_LEFT}", left.detach()
-            yield f"{name}.weight{_RIGHT}", right.detach()
+            known = {*module.lora_A, *module.lora_embedding_A}  # another may adapt other layers
+            if known.intersection(module.active_adapters):
+                yield name, module
 
 
-def _factors(layer: Any) -> tuple[Tensor, Tensor]:
-    if "default" in layer.lora_embedding_A:
-        down, up, flipped = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"], 1
-    else:
-        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        flipped = layer.fan_in_fan_out
-    up = up * layer.scaling["default"]
-    return (down.T, up.T) if flipped else (up, down)
+def adapter_matrices(layer: Any, adapter: str) -> tuple[Tensor, Tensor, bool]:
+    """A, (rank, inputs); B, (outputs, rank); and whether the layer's weight is (inputs, outputs),
+    as an embedding's is."""
+    if adapter in layer.lora_embedding_A:
+        return layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], True
+    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.fan_in_fan_out
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -221,9 +253,9 @@ def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adapted(name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    if name + _LEFT not in factors:
+    if name + LEFT not in factors:
         return weight
-    delta = factors[name + _LEFT].float() @ factors[name + _RIGHT].float()
+    delta = factors[name + LEFT].float() @ factors[name + RIGHT].float()
     return (weight.float() + delta).to(weight.dtype)
 
 
@@ -247,12 +279,15 @@ class Received:
         Raises:
             RuntimeError: factors of a weight that the policy's model does not have.
         """
-        if not any(name.endswith(_LEFT) for name in tensors):
+        if not any(name.endswith(LEFT) for name in tensors):
             return tensors
         if not self._base:
             dtype = _DTYPES[self._section.dtype]
             model = AutoModelForCausalLM.from_pretrained(
-                resolve_model(self._section.model), dtype=dtype
+                resolve_model(self._section.model),
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
             self._base = dict(_plain_weights(model))
         unknown = {name.rpartition(":")[0] for name in tensors} - self._base.keys()
@@ -291,7 +326,7 @@ def save_policy(
     if not writes:
         return
     plain.save_pretrained(folder, state_dict=state)
-    config = type(plain.config).from_pretrained(folder)
+    config = type(plain.config).from_pretrained(folder, trust_remote_code=False)
     config.dtype = dtype  # save_pretrained writes the dtype that the learner trains in
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,16 +33,21 @@ class RewardService:
     Args:
         recipe: the experiment.
         model: the generator to start with.
+        learning: its learner's model, where that lives in this process: then scores are of that,
+            as it is when they are asked for.
     """
 
-    def __init__(self, recipe: Recipe, model: str) -> None:
+    def __init__(self, recipe: Recipe, model: str, learning: Any = None) -> None:
         torch.set_num_threads(recipe.cluster.threads)
         self.recipe = recipe
         self.writer = causal_lm.prompt_writer(recipe.generator, model)
-        self.model = causal_lm.load_model(recipe.generator, model, training=False)
+        self.model = learning
+        self.received: causal_lm.Received | None = None
+        if learning is None:
+            self.model = causal_lm.load_model(recipe.generator, model, training=False)
+            self.received = causal_lm.Received(recipe.generator)
         self.likelihood = Likelihood(self.model, recipe.generator.likelihood)
         self.tokens = 0
-        self.received = causal_lm.Received(recipe.generator)
 
     @cached_property
     def reward(self) -> Reward:
@@ -109,7 +115,8 @@ class RewardService:
         Raises:
             RuntimeError: names or shapes are not this model's.
         """
-        causal_lm.load_weights(self.model, self.received.whole(unpack(weights)))
+        if self.received is not None:
+            causal_lm.load_weights(self.model, self.received.whole(unpack(weights)))
 
     def probe(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
         """log p of each token of a fixed completion [nats]: must equal the learner's."""

@@ -7,6 +7,7 @@ against. A letter of a tensor's shape: P prompts, B = P * samples sequences, T t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -30,17 +31,24 @@ class TransformersEngine:
         section: of the policy.
         rollout: of the recipe.
         seed: unused: each call of `generate` brings its own.
+        model: a loaded one that other engines use too.
     """
 
     name = "transformers"
     version: str = transformers.__version__
 
     def __init__(
-        self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int
+        self,
+        model_dir: str,
+        *,
+        section: PolicySection,
+        rollout: RolloutSection,
+        seed: int,
+        model: Any = None,
     ) -> None:
         self._section, self._rollout = section, rollout
         self.usage = Usage()
-        self._model = causal_lm.load_model(section, model_dir, training=False)
+        self._model = model or causal_lm.load_model(section, model_dir, training=False)
         self._eos = int(causal_lm.load_tokenizer(model_dir).eos_token_id)  # type: ignore[arg-type]
 
     @torch.inference_mode()

@@ -24,6 +24,7 @@ with quiet():
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.logprobs import FlatLogprobs
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput
     from vllm.platforms import current_platform
     from vllm.v1.metrics.stats import PrefixCacheStats
@@ -44,33 +45,24 @@ class VllmEngine:
         section: of the policy.
         rollout: of the recipe.
         seed: of the engine; each call of `generate` brings its own.
+        llm: one that is started already, which other engines use too.
     """
 
     name = "vllm"
     version: str = vllm.__version__
 
     def __init__(
-        self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int
+        self,
+        model_dir: str,
+        *,
+        section: PolicySection,
+        rollout: RolloutSection,
+        seed: int,
+        llm: LLM | None = None,
     ) -> None:
         self._section, self._rollout = section, rollout
-        on_cpu = current_platform.is_cpu()
-        _mend_llvmlite()
-        with quiet():
-            self._llm = LLM(
-                model_dir,
-                dtype=section.dtype,
-                seed=seed,
-                max_model_len=section.max_length,
-                max_num_seqs=rollout.max_sequences,
-                gpu_memory_utilization=rollout.gpu_memory_utilization,
-                enable_prefix_caching=True,
-                block_size=_CPU_BLOCK if on_cpu else None,
-                enforce_eager=on_cpu,
-                logprobs_mode="processed_logprobs",
-                logits_processors=[DistinctProcessor],
-                generation_config="vllm",  # the tokenizer's end of sequence is the only one
-                use_tqdm_on_load=False,
-            )
+        self._llm = llm or start_llm(model_dir, section, rollout, seed)
+        self._adapter: LoRARequest | None = None
         config = self._llm.llm_engine.model_config.hf_text_config
         self._tied = bool(getattr(config, "tie_word_embeddings", False))
         self._cache = _counting_cache(self._llm)
@@ -98,7 +90,10 @@ class VllmEngine:
         self._reset_prefix_cache()
         torch.manual_seed(seed)
         outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts], parameters, use_tqdm=False
+            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
+            parameters,
+            use_tqdm=False,
+            lora_request=self._adapter,
         )
         groups = [[_sample(o) for o in output.outputs] for output in outputs]
         counted = self._cache.make_prefix_cache_stats()  # and resets them
@@ -121,7 +116,9 @@ class VllmEngine:
             detokenize=False,
         )
         prompt = TokensPrompt(prompt_token_ids=[*prompt_ids, *head])
-        output = self._llm.generate([prompt], parameters, use_tqdm=False)[0]
+        output = self._llm.generate(
+            [prompt], parameters, use_tqdm=False, lora_request=self._adapter
+        )[0]
         assert output.prompt_logprobs is not None and output.outputs[0].logprobs is not None
         rows = [*output.prompt_logprobs[len(prompt_ids) :], output.outputs[0].logprobs[0]]
         return [row[token].logprob for row, token in zip(rows, completion_ids, strict=True) if row]
@@ -160,6 +157,33 @@ class VllmEngine:
             flat_logprobs=True,
             detokenize=False,
             extra_args=distinct_arguments(grammar) if grammar else None,
+        )
+
+
+def start_llm(
+    model_dir: str, section: PolicySection, rollout: RolloutSection, seed: int, **more: Any
+) -> LLM:
+    """A vLLM engine in this process; `more` are arguments of its own."""
+    on_cpu = current_platform.is_cpu()
+    _mend_llvmlite()
+    with quiet():
+        return LLM(
+            model_dir,
+            load_format="safetensors",
+            trust_remote_code=False,
+            dtype=section.dtype,
+            seed=seed,
+            max_model_len=section.max_length,
+            max_num_seqs=rollout.max_sequences,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            enable_prefix_caching=True,
+            block_size=_CPU_BLOCK if on_cpu else None,
+            enforce_eager=on_cpu,
+            logprobs_mode="processed_logprobs",
+            logits_processors=[DistinctProcessor],
+            generation_config="vllm",  # the tokenizer's end of sequence is the only one
+            use_tqdm_on_load=False,
+            **more,
         )
 
 

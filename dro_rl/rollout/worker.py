@@ -34,9 +34,12 @@ class RolloutWorker:
         recipe: the experiment.
         policy: which of its policies.
         model_dir: the weights to start from, version 0: a folder or a hub name.
+        engine: one that serves the policy as an adapter; otherwise the worker starts its own.
     """
 
-    def __init__(self, recipe: Recipe, policy: PolicyName, model_dir: str) -> None:
+    def __init__(
+        self, recipe: Recipe, policy: PolicyName, model_dir: str, engine: Engine | None = None
+    ) -> None:
         started = time.perf_counter()
         os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
         import torch
@@ -47,7 +50,8 @@ class RolloutWorker:
         self._recipe = recipe
         section = recipe.policy(policy)
         self._writer = prompt_writer(section, model_dir)
-        self._engine: Engine = _engine_class(recipe.rollout.engine)(
+        self._received = Received(section) if engine is None else None
+        self._engine: Engine = engine or _engine_class(recipe.rollout.engine)(
             resolve_model(model_dir),
             section=section,
             rollout=recipe.rollout,
@@ -55,7 +59,6 @@ class RolloutWorker:
         )
         self._grammars: dict[int, SelectionGrammar] = {}
         self._ranker: IndependentRanker | None = None
-        self._received = Received(section)
         self._version = 0
         self._start_seconds = time.perf_counter() - started
 
@@ -171,7 +174,8 @@ class RolloutWorker:
         """Take over what `Learner.weights` gave."""
         from dro_rl.policy.weights import unpack
 
-        self._engine.load_weights(self._received.whole(unpack(weights)))
+        tensors = unpack(weights)
+        self._engine.load_weights(self._received.whole(tensors) if self._received else tensors)
         self._version = version
 
     def probe(self, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> list[float]:

