@@ -1,14 +1,14 @@
-"""Runs in which a process dies or hangs, by kind and stage: survived, of those tried.
+"""Runs in which processes die or hang, by kind and stage: survived, of those tried.
 
-    python benchmarks/faults.py
+    python benchmarks/faults.py [RUN ...]
 
-Each case is a run of two small iterations on a Ray cluster of three nodes, on this machine. One
-process ends in the call of one stage: killed before its work or after it, before the result is
-told, or stopped (SIGSTOP), which only its silence shows. A case is survived if policies (bit for
-bit), selections, evaluations and metrics are those of an undisturbed run, of the same settings, in
-one process. At the end, nodes die at random moments, with whatever they hold. The gap is the
-largest of the probe in all of these runs, against a limit of 1e-4 nats. Writes
-results/faults.json and .md beside this file.
+Each run is two small iterations on a Ray cluster of three nodes, on this machine, in which several
+processes end, each in the call of one stage: killed before its work, or after it and before the
+result is told, or stopped (SIGSTOP), which only its silence shows. A fault is survived if it struck
+and policies (bit for bit), selections, evaluations and metrics of its run are those of an
+undisturbed run, of the same settings, in one process. In the last runs nodes die at random moments,
+with whatever they hold. The gap is the largest of the probe in all of these runs, against a limit
+of 1e-4 nats. RUN names some of the runs. Writes results/faults.json and .md beside this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,154 +45,181 @@ from tests.faults import (  # noqa: E402
     start_cluster,
 )
 
-NODES = 3  # deaths of a node
 SETTINGS = {  # what makes all stages come up
     "likelihood": (),
     "answers": ("reward=rewards/f1.py",),
     "fresh": ("training.weights=fresh",),
 }
-# By kind and stage: the call that the stage consists of, those of its name before it in a run (one
-# is at the start, where there is a sync; two of an evaluation), and settings.
-STAGES = {
-    ("selector engine", "sample"): ("select", 2, "likelihood"),
-    ("selector engine", "evaluate"): ("select", 0, "likelihood"),
-    ("selector engine", "synchronise"): ("load_weights", 1, "likelihood"),
-    ("selector engine", "probe"): ("probe", 1, "likelihood"),
-    ("generator engine", "answer"): ("answer", 1, "answers"),
-    ("generator engine", "evaluate"): ("answer", 0, "likelihood"),
-    ("generator engine", "synchronise"): ("load_weights", 1, "likelihood"),
-    ("generator engine", "probe"): ("probe", 1, "likelihood"),
-    ("reward service", "score"): ("score", 1, "likelihood"),
-    ("reward service", "evaluate"): ("log_likelihoods", 1, "likelihood"),
-    ("reward service", "synchronise"): ("load_weights", 1, "likelihood"),
-    ("reward service", "probe"): ("probe", 1, "likelihood"),
-    ("selector learner", "learn"): ("step", 3, "likelihood"),
-    ("selector learner", "synchronise"): ("weights", 1, "likelihood"),
-    ("selector learner", "probe"): ("probe", 1, "likelihood"),
-    ("selector learner", "checkpoint"): ("save", 1, "likelihood"),
-    ("generator learner", "learn"): ("step", 1, "likelihood"),
-    ("generator learner", "score and learn"): ("step_and_score", 3, "fresh"),
-    ("generator learner", "synchronise"): ("weights", 1, "likelihood"),
-    ("generator learner", "checkpoint"): ("save", 0, "likelihood"),
+# Stages by their calls. What is skipped are the same call of other stages: one sync is at the
+# start, two samples are an evaluation's, and who comes back loads weights and is probed.
+ENGINES = {
+    "likelihood": (
+        ("evaluate", Fault("selector engine", "select")),
+        ("sample", Fault("selector engine", "select", skip=2)),
+        ("synchronise", Fault("selector engine", "load_weights", skip=3)),
+        ("probe", Fault("selector engine", "probe", skip=3)),
+        ("evaluate", Fault("generator engine", "answer")),
+        ("synchronise", Fault("generator engine", "load_weights", skip=2)),
+        ("probe", Fault("generator engine", "probe", skip=2)),
+        ("score", Fault("reward service", "score")),
+        ("synchronise", Fault("reward service", "load_weights", skip=2)),
+        ("probe", Fault("reward service", "probe", skip=2)),
+        ("evaluate", Fault("reward service", "log_likelihoods", skip=1)),
+    ),
+    "answers": (
+        ("answer", Fault("generator engine", "answer", skip=1)),
+        ("score", Fault("reward service", "score", skip=1)),
+    ),
 }
-STOPPED = ("sample", "answer", "score", "learn")  # stages in which a process is stopped, too
+LEARNERS = (
+    (
+        ("learn", Fault("selector learner", "step", skip=1)),
+        ("checkpoint", Fault("generator learner", "save")),
+    ),
+    (
+        ("learn", Fault("generator learner", "step", skip=1)),
+        ("checkpoint", Fault("selector learner", "save")),
+    ),
+    (
+        ("synchronise", Fault("selector learner", "weights", skip=1)),
+        ("synchronise", Fault("generator learner", "weights", skip=2)),
+    ),
+    (
+        ("probe", Fault("selector learner", "probe", skip=1)),
+        ("probe", Fault("generator learner", "probe", skip=2)),
+    ),
+)
+FRESH = (("score and learn", Fault("generator learner", "step_and_score", skip=1)),)
+STOPPED = (
+    ("sample", Fault("selector engine", "select", skip=2)),
+    ("evaluate", Fault("generator engine", "answer")),
+    ("score", Fault("reward service", "score")),
+    ("learn", Fault("selector learner", "step", skip=1)),
+)
+NODES = 3  # runs that lose one
+
+Planted = list[tuple[str, Fault]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What was done to a run, and what came of it; `gap` is the probe's [nats]."""
+    """What ended, when and how, and what came of it."""
 
     kind: str
     stage: str
     how: str
-    survived: bool
-    why: str
-    seconds: float
-    gap: float
+    why_not: str  # empty: survived
 
 
-def faults() -> Iterator[tuple[str, str, str, Fault]]:
-    for (kind, stage), (method, skip, settings) in STAGES.items():
-        fault = Fault(kind, method, skip)
-        yield stage, "killed before", settings, fault
-        yield stage, "killed after", settings, replace(fault, after=True)
-        if stage in STOPPED:
-            yield stage, "stopped", settings, replace(fault, number=signal.SIGSTOP)
+def runs() -> dict[str, tuple[str, Planted]]:
+    """Settings and faults of each run that loses processes."""
+    found: dict[str, tuple[str, Planted]] = {}
+    for how, after in (("before", False), ("after", True)):
+
+        def told(planted: Any, after: bool = after) -> Planted:
+            return [(stage, replace(fault, after=after)) for stage, fault in planted]
+
+        for settings, planted in ENGINES.items():
+            found[f"engines-{settings}-{how}"] = settings, told(planted)
+        for number, planted in enumerate(LEARNERS, 1):
+            found[f"learners-{number}-{how}"] = "likelihood", told(planted)
+        found[f"learners-fresh-{how}"] = "fresh", told(FRESH)
+    stopped = [(stage, replace(fault, number=signal.SIGSTOP)) for stage, fault in STOPPED]
+    return found | {"stopped": ("likelihood", stopped)}
 
 
-def run_case(
-    folder: Path, baseline: Path, overrides: tuple[str, ...], kind: str, stage: str, how: str
-) -> tuple[Case, str]:
-    start, said, gap = time.monotonic(), "", float("nan")
-    try:
-        run, said = run_of(folder, *overrides)
-        differ = differences(run, baseline)
-        why = f"differs in {', '.join(differ)}" if differ else ""
-        gap = worst_gap(run)
-    except Exception as error:  # whatever ended the run is the result
-        why = f"{type(error).__name__}: {error}"
-    seconds = time.monotonic() - start
-    print(f"{kind}, {stage}, {how}: {why or 'survived'} in {seconds:.0f} s", flush=True)
-    return Case(kind, stage, how, not why, why, seconds, gap), said
+class Bench:
+    """A cluster, the undisturbed runs, and the probe's worst gap [nats]."""
 
-
-def worst_gap(run: Path) -> float:
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    return max(v for row in rows for k, v in row.items() if k.endswith("/engine_gap"))
-
-
-def of_processes(folder: Path, nodes: Any, baselines: dict[str, Path]) -> list[Case]:
-    on_ray = (f"cluster.address={nodes.address}", "cluster.heartbeat_timeout=5")
-    cases = []
-    for i, (stage, how, settings, fault) in enumerate(faults()):
-        fault.plant()
-        overrides = (*SETTINGS[settings], *on_ray)
-        case, said = run_case(
-            folder / str(i), baselines[settings], overrides, fault.role, stage, how
-        )
-        if not (fault.struck and "lost in" in said) and case.survived:
-            fault.path.unlink(missing_ok=True)
-            case = replace(case, survived=False, why="nothing was lost")
-        cases.append(case)
-    return cases
-
-
-def of_nodes(folder: Path, nodes: Any, baseline: Path, seconds: float) -> list[Case]:
-    """A node beside the head, at a random moment of a run, and a new one in its place."""
-    cases = []
-    for i in range(NODES):
-        wait = random.uniform(0.2, 0.8) * seconds
-        killer = threading.Timer(wait, lambda: nodes.remove_node(nodes.list_all_nodes()[-1]))
-        killer.start()
-        overrides = (f"cluster.address={nodes.address}",)
-        case, said = run_case(
-            folder / f"node-{i}", baseline, overrides, "node", "any", f"killed after {wait:.1f} s"
-        )
-        killer.join()
-        told = sum("lost in" in line for line in said.splitlines())
-        cases.append(replace(case, how=f"{case.how}, {told} losses told"))
-        nodes.add_node(**SIZE)
-    return cases
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        os.environ[FOLDER] = str(folder)
-        dro_rl.cluster.Host = MortalHost
-        baselines = {
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.gap, self.seconds = folder, 0.0, 60.0
+        self.undisturbed = {
             name: run_of(folder / name, "cluster.mode=local", *overrides)[0]
             for name, overrides in SETTINGS.items()
         }
-        nodes = start_cluster()
+        self.nodes = start_cluster()
+        for _ in range(2):
+            self.nodes.add_node(**SIZE)
+
+    def run(self, name: str, settings: str) -> tuple[str, str]:
+        """Why a run is not as the undisturbed one, empty where it is; and what it said."""
+        start = time.monotonic()
+        on_ray = [f"cluster.address={self.nodes.address}", "cluster.max_failures=9"]
+        heart = "cluster.heartbeat_timeout=10"
         try:
-            nodes.add_node(**SIZE)
-            nodes.add_node(**SIZE)
-            cases = of_processes(folder, nodes, baselines)
-            usual = sorted(case.seconds for case in cases)[len(cases) // 2]
-            cases += of_nodes(folder, nodes, baselines["likelihood"], usual)
+            run, said = run_of(self.folder / name, *SETTINGS[settings], *on_ray, heart)
+        except Exception as error:  # whatever ended the run is the result
+            return f"{type(error).__name__}: {error}", ""
+        self.seconds = time.monotonic() - start
+        rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+        gaps = [v for row in rows for k, v in row.items() if k.endswith("/engine_gap")]
+        self.gap = max(self.gap, *gaps)
+        return ", ".join(differences(run, self.undisturbed[settings])), said
+
+    def of_processes(self, name: str) -> list[Case]:
+        settings, planted = runs()[name]
+        for _, fault in planted:
+            fault.plant()
+        differ, said = self.run(name, settings)
+        cases = []
+        for stage, fault in planted:
+            how = "killed after it" if fault.after else "killed before it"
+            how = "stopped" if fault.number == signal.SIGSTOP else how
+            lost = any(x.startswith(fault.role) and "lost in" in x for x in said.splitlines())
+            why_not = differ if fault.struck and lost else differ or "nothing was lost"
+            cases.append(Case(fault.role, stage, how, why_not))
+            fault.path.unlink(missing_ok=True)
+        return cases
+
+    def of_a_node(self, name: str) -> list[Case]:
+        """One beside the head, at a random moment; a new one takes its place."""
+        after = random.uniform(0.2, 0.8) * self.seconds
+        doomed = self.nodes.worker_nodes.copy().pop()
+        killer = threading.Timer(after, self.nodes.remove_node, (doomed, False))
+        killer.start()
+        differ, said = self.run(name, "likelihood")
+        killer.join()
+        self.nodes.add_node(**SIZE)
+        told = sum("lost in" in line for line in said.splitlines())
+        return [Case("node", f"after {after:.0f} s, {told} losses told", "killed", differ)]
+
+
+def main() -> None:
+    names = sys.argv[1:] or [*runs(), *(f"node-{i + 1}" for i in range(NODES))]
+    with tempfile.TemporaryDirectory() as scratch:
+        planted = Path(scratch) / "planted"
+        planted.mkdir()
+        os.environ[FOLDER] = str(planted)
+        dro_rl.cluster.Host = MortalHost
+        bench, cases = Bench(Path(scratch)), list[Case]()
+        try:
+            for name in names:
+                some = bench.of_a_node(name) if "node" in name else bench.of_processes(name)
+                for case in some:
+                    print(name, case, f"{bench.seconds:.0f} s", flush=True)
+                cases += some
         finally:
-            nodes.shutdown()
+            bench.nodes.shutdown()
     rows = []
     for kind, stage in dict.fromkeys((case.kind, case.stage) for case in cases):
         own = [case for case in cases if (case.kind, case.stage) == (kind, stage)]
-        won, longest = sum(case.survived for case in own), max(case.seconds for case in own)
-        rows.append([f"{kind}, {stage}", f"{won} / {len(own)}", f"{longest:.0f} s"])
-    won, gap = (
-        sum(case.survived for case in cases),
-        max(case.gap for case in cases if case.survived),
-    )
+        won = sum(not case.why_not for case in own)
+        rows.append([f"{kind}, {stage}", f"{won} / {len(own)}"])
+    won = sum(not case.why_not for case in cases)
+    missed = [
+        f"Not survived: {c.kind}, {c.stage}, {c.how}: {c.why_not}" for c in cases if c.why_not
+    ]
     write_results(
         "faults",
-        {"cases": [asdict(case) for case in cases], "survived": won, "gap": gap},
+        {"cases": [asdict(case) for case in cases], "survived": won, "gap": bench.gap},
         [
-            table(["what ends, and when", "survived / tried", "longest run"], rows),
-            f"Survived {won} of {len(cases)}; the probe's worst gap: {gap:.1e} nats.",
-            *(f"Not survived: {c.kind}, {c.stage}, {c.how}: {c.why}" for c in cases if c.why),
+            table(["what ended, and in which stage", "survived / tried"], rows),
+            f"Survived {won} of {len(cases)}; the probe's worst gap: {bench.gap:.1e} nats.",
+            *(f"Not survived: {c.kind}, {c.stage}, {c.how}: {c.why_not}" for c in missed),
         ],
-        "runs equal to an undisturbed one bit for bit",
+        "survived: the run equals an undisturbed one bit for bit",
     )
-    sys.exit(won < len(cases))
+    sys.exit(bool(missed))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 from dro_rl.cluster import Team
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
-from dro_rl.supervision import Check, Done, WorkerLost
+from dro_rl.ray_results import WorkerLost
+from dro_rl.team_work import Check, Done
 
 _BROKEN = ("gloo/transport", "DistBackendError", "DistNetworkError", "NCCL error")
 """In the account of a rank whose connection to another ended."""

@@ -49,6 +49,6 @@ def result_of(ref: Any, timeout: float) -> Any:
 
 
 def in_short(message: str) -> str:
-    """Of Ray's account of a death, why it died; without identifiers and addresses."""
+    """Of Ray's account of a death, why it died; without identifiers, addresses and guesses."""
     lines = [line for line in message.splitlines() if line and not line.startswith("\t")]
-    return " ".join(lines[1:] or lines)
+    return " ".join(lines[1:] or lines).partition(" Some common causes include")[0]

@@ -221,10 +221,12 @@ class RayTeam:
 
     def _gave_up(self, member: Member, method: str, times: int, lost: Lost) -> UserError:
         often = f"{times} times in a row" if times > 1 else "once"
+        why = str(lost).rstrip(".")
         return UserError(
             f"{member.name}: lost in {method} {often}, more than cluster.max_failures "
-            f"({self.section.max_failures}) allows; the last time: {lost}. Its log is in Ray's "
-            "(`ray logs`); a run goes on from its last checkpoint with --resume"
+            f"({self.section.max_failures}) allows; the last time: {why}. Its log is in Ray's "
+            "(`ray logs`), unless the system killed it because memory was short (`dmesg`); a run "
+            "goes on from its last checkpoint with --resume"
         )
 
     # --- starting ---------------------------------------------------------------------------------

@@ -10,13 +10,17 @@ import io
 import json
 import os
 import signal
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
 
+from dro_rl.cluster import LocalTeam
 from dro_rl.host import Host
+from dro_rl.ray_results import WorkerLost
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.tracking.console import Console
 
@@ -40,10 +44,13 @@ class Fault:
         return Path(os.environ[FOLDER]) / f"{self.role}.{self.method}"
 
     def plant(self) -> None:
-        self.path.write_text(json.dumps([self.skip, self.after, self.number]))
+        """Behind those that are there for the same call; `skip` counts from the last of them."""
+        before = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.path.write_text(json.dumps([*before, [self.skip, self.after, self.number]]))
 
     @property
     def struck(self) -> bool:
+        """Whether all for this call did."""
         return not self.path.exists()
 
 
@@ -72,12 +79,12 @@ class MortalHost(Host):
             planted.rename(taken)
         except FileNotFoundError:
             return 0
-        skip, after, number = json.loads(taken.read_text())
+        (skip, after, number), *others = json.loads(taken.read_text())
+        left = [[skip - 1, after, number], *others] if skip else others
+        taken.write_text(json.dumps(left))
+        taken.rename(planted) if left else taken.unlink()
         if skip:
-            taken.write_text(json.dumps([skip - 1, after, number]))
-            taken.rename(planted)
             return 0
-        taken.unlink()
         if not after:
             os.kill(os.getpid(), number)
         return number
@@ -87,6 +94,40 @@ def role_of(cls: type, args: tuple) -> str:
     """The role of a worker of `dro_rl.teams`, as its faults name it."""
     kinds = {"RolloutWorker": "engine", "Learner": "learner"}
     return f"{args[1]} {kinds[cls.__name__]}" if cls.__name__ in kinds else "reward service"
+
+
+class MortalTeam(LocalTeam):
+    """Workers in this process that are lost where they are told to, and made afresh.
+
+    Args:
+        role: as `Fault` names it.
+        make: the workers.
+        faults: whose `number` does not matter; each strikes once.
+    """
+
+    def __init__(self, role: str, make: Callable[[], list[Any]], faults: list[Fault]) -> None:
+        super().__init__(make())
+        self.role, self.make, self.faults = role, make, faults
+        self.calls = Counter[str]()
+
+    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
+        return self._struck(method, lambda: super(MortalTeam, self).submit(method, *args))
+
+    def leave(self, method: str) -> Any:
+        return self._struck(method, lambda: super(MortalTeam, self).leave(method))
+
+    def restart(self) -> None:
+        self.workers = self.make()
+
+    def _struck(self, method: str, call: Callable[[], Any]) -> Any:
+        passed, self.calls[method] = self.calls[method], self.calls[method] + 1
+        for fault in self.faults:
+            if (fault.role, fault.method, fault.skip) == (self.role, method, passed):
+                self.faults.remove(fault)
+                if fault.after:
+                    call()
+                raise WorkerLost(f"{self.role}: lost in {method} (it was told to)")
+        return call()
 
 
 # --- runs -----------------------------------------------------------------------------------------

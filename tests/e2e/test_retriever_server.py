@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -93,12 +94,21 @@ def test_a_served_retriever_finds_what_it_finds_here(tmp_path, monkeypatch):
         assert 'retriever_requests_total{status="200"} 72.0' in metrics
         assert 'retriever_requests_total{status="401"} 1.0' in metrics
         assert "retriever_questions_total 480.0" in metrics
+
+        replicas = [p for p in psutil.Process(process.pid).children(recursive=True) if _serves(p)]
+        assert len(replicas) == 1
+        replicas[0].kill()
+        assert ask(0) == here  # Ray Serve has made another
     finally:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"bm25 over 4 passages: POST {address}/search" in out
     assert "Traceback" not in out + err
+
+
+def _serves(process: psutil.Process) -> bool:
+    return any("ServeReplica" in word for word in process.cmdline())
 
 
 def test_what_cannot_be_served_is_refused(tmp_path):

@@ -287,6 +287,14 @@ def test_another_sampling_distribution_is_for_algorithms_that_correct_it(write, 
             assert "leave rollout.temperature at 1" in told
 
 
+def test_what_is_sampled_ahead_must_be_allowed_to_be_stale(write):
+    assert "leave max_staleness at 1" in problem(
+        write(), "rollout.overlap=1", "rollout.max_staleness=0"
+    )
+    load_recipe(write(), ["rollout.overlap=1", "rollout.max_staleness=1"])
+    load_recipe(write(), ["rollout.max_staleness=0"])
+
+
 @pytest.mark.parametrize("decoding", ["distinct", "retriever"])
 def test_independent_leaves_decoding_no_say(write, decoding):
     told = problem(

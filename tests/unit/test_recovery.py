@@ -57,7 +57,7 @@ def test_of_a_death_the_reason_is_told():
     message = (
         "The actor died unexpectedly before finishing this task.\n\tclass_name: Host\n"
         "\tactor_id: 3b2a\n\tpid: 17\nThe actor is dead because its worker process has died. "
-        "Worker exit type: NODE_OUT_OF_MEMORY"
+        "Worker exit type: NODE_OUT_OF_MEMORY Some common causes include: (1) the weather"
     )
     assert in_short(message) == (
         "The actor is dead because its worker process has died. "
