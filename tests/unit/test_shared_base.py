@@ -99,6 +99,29 @@ def test_learning_is_bit_for_bit_that_of_two_learners_apart(folder, checkpointin
         assert any(not torch.equal(after[n], w) for n, w in before[policy].items())
 
 
+def test_what_is_learned_with_dropout_does_not_depend_on_whose_turn_is_first(folder, tmp_path):
+    """As of two processes; so a state that one saves while the other is ahead is its own."""
+    settings = {p: {"lora": {**LORA[p], "dropout": 0.5}} for p in POLICIES}
+    one, other = teams_of(folder, **settings), teams_of(folder, **settings)
+    rollouts = one.select(EXAMPLES, 4, 1, nothing)
+    weighted = [WeightedRollout(r, (0.5, 0.5, 0.0, 0.0), (0.25,) * 4) for r in rollouts]
+    for teams, order in ((one, POLICIES), (other, POLICIES[::-1])):
+        for policy in order:
+            teams.learners[policy].submit("step", weighted)()
+    assert_same_weights(one, other)
+    one.learners["selector"].submit("save", tmp_path / "selector")()
+    for teams, order in ((one, POLICIES), (other, POLICIES[::-1])):
+        for policy in order:
+            teams.learners[policy].submit("step", weighted)()
+    assert_same_weights(one, other)
+    again = teams_of(folder, **settings)
+    again.learners["selector"].submit("restore", tmp_path / "selector")()
+    for policy in POLICIES[::-1]:
+        again.learners[policy].submit("step", weighted)()
+    for name, weight in weights(again, "selector").items():
+        assert torch.equal(weight, weights(one, "selector")[name])
+
+
 def test_each_policy_learns_its_own_adapter_and_nothing_else(folder):
     teams = teams_of(folder)
     held = _process(teams).model
