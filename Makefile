@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup colbert-env demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
+.PHONY: help setup colbert-env pylate-env demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -17,7 +17,10 @@ setup: ## .venv from the lock file of this machine (CPU or NVIDIA GPU)
 	@bash scripts/setup.sh
 
 colbert-env: setup ## .venv-colbert, for retrieval.kind: colbert (2 GB)
-	@bash scripts/colbert_env.sh
+	@bash scripts/retrieval_env.sh colbert
+
+pylate-env: setup ## .venv-pylate, for retrieval.kind: pylate (2 GB)
+	@bash scripts/retrieval_env.sh pylate
 
 demo: setup ## DRO on the built-in world, end to end; ARGS are overrides
 	@$(BIN)/dro-rl train recipes/demo.yaml $(ARGS)
@@ -41,14 +44,17 @@ format: setup ## mend what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# A file's tests stay together, for they share what is slow to make. ARGS="-n0" for a debugger.
+TWO := -n 2 --dist loadfile
+
 unit: setup ## tests of one module, seconds
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(TWO) $(ARGS)
 
 integration: setup ## tests with real vLLM and Ray, minutes
-	$(PYTEST) tests/integration $(ARGS)
+	$(PYTEST) tests/integration $(TWO) $(ARGS)
 
 e2e: setup ## tests of the command line, minutes
-	$(PYTEST) tests/e2e $(ARGS)
+	$(PYTEST) tests/e2e $(TWO) $(ARGS)
 
 BENCHMARKS := startup rollouts prompt_order selector_update generator_update iteration growth
 

@@ -43,7 +43,7 @@ from tests.faults import (  # noqa: E402
     MortalHost,
     differences,
     run_of,
-    three_nodes,
+    start_cluster,
 )
 
 NODES = 3  # deaths of a node
@@ -165,8 +165,10 @@ def main() -> None:
             name: run_of(folder / name, "cluster.mode=local", *overrides)[0]
             for name, overrides in SETTINGS.items()
         }
-        nodes = three_nodes()
+        nodes = start_cluster()
         try:
+            nodes.add_node(**SIZE)
+            nodes.add_node(**SIZE)
             cases = of_processes(folder, nodes, baselines)
             usual = sorted(case.seconds for case in cases)[len(cases) // 2]
             cases += of_nodes(folder, nodes, baselines["likelihood"], usual)

@@ -1,6 +1,6 @@
 """An update of the selector: ours against TRL's GRPO and against a plain loop on transformers.
 
-    python benchmarks/selector_update.py [--full] [--gpu]
+    python benchmarks/selector_update.py [--large | --gpu]
 
 A question has m completions of 20 tokens after a prompt of P. All sides learn the same weighted
 likelihood of them with AdamW (forward, backward, optimiser step), in turns: ours in one row of
@@ -9,8 +9,9 @@ gradient ours, once as it comes, with gradient checkpointing, and once without; 
 completion, logits kept for completions alone. The norms of the first gradients have to agree. Peak
 memory of two updates is measured in a process of its own each, above what the loaded model takes.
 
-`--full` adds the shapes that take minutes. `--gpu` measures a model of 0.5B in bfloat16.
-Writes results/selector_update.json and .md (-gpu) beside this file.
+`--large` measures the shapes of 50M parameters that take minutes and up to 20 GB instead, `--gpu` a
+model of 0.5B in bfloat16. Writes results/selector_update.json and .md (-large, -gpu) beside this
+file, after every shape.
 """
 
 from __future__ import annotations
@@ -80,10 +81,14 @@ CELLS = [
     Cell("5M", 1500, 16, 1),
     Cell("50M", 300, 8, 1),
 ]
-FULL = [Cell("50M", 300, 16, 1), Cell("50M", 1500, 8, 1), Cell("50M", 1500, 16, 1)]
+LARGE = [Cell("50M", 300, 16, 1), Cell("50M", 1500, 8, 1), Cell("50M", 1500, 16, 1)]
 GPU = [Cell("0.5B", 3000, 8, 5)]
+SHAPES = {  # by the results' suffix: what is timed, and what memory is measured of
+    "": (CELLS, Cell("5M", 1500, 8, 1)),
+    "-large": (LARGE, Cell("50M", 300, 8, 1)),
+    "-gpu": (GPU, GPU[0]),
+}
 TARGETS = {("5M", 300, 8): 5.5, ("5M", 1500, 8): 11.0}  # over TRL
-MEMORY_CELL = Cell("5M", 1500, 8, 1)
 
 
 class Update:
@@ -257,21 +262,24 @@ def report(cells: Sequence[dict[str, Any]], memory: dict[str, float], cell: Cell
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all shapes: an hour on the CPU")
-    parser.add_argument("--gpu", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--large", action="store_true", help="half an hour on the CPU, 20 GB")
+    which.add_argument("--gpu", action="store_true")
     chosen = parser.parse_args()
     device = device_of(chosen.gpu)
     torch.set_num_threads(1)
-    cell = GPU[0] if chosen.gpu else MEMORY_CELL
+    suffix = "-gpu" if chosen.gpu else "-large" if chosen.large else ""
+    shapes, cell = SHAPES[suffix]
     memory = {side: peak_memory(side, cell, device) for side in SIDES}  # first: it forks
-    shapes = GPU if chosen.gpu else CELLS + (FULL if chosen.full else [])
-    cells = [measure(c, device) for c in shapes]
-    write_results(
-        "selector_update" + ("-gpu" if chosen.gpu else ""),
-        {"cells": cells, "peak_memory": memory},
-        report(cells, memory, cell),
-        "medians of as many turns as the table says",
-    )
+    cells = []
+    for shape in shapes:
+        cells.append(measure(shape, device))
+        write_results(
+            f"selector_update{suffix}",
+            {"cells": cells, "peak_memory": memory},
+            report(cells, memory, cell),
+            "medians of as many turns as the table says",
+        )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dro_rl.cli_services import retriever, rewards
+from dro_rl.cli_services import recipes, retriever, rewards
 from dro_rl.command_line import (
+    IN_ONE_PROCESS,
     Overrides,
     RecipeName,
     RunPath,
+    begun,
+    finished,
     load,
     prepare_process,
     require_run,
@@ -22,6 +25,7 @@ from dro_rl.command_line import (
 )
 from dro_rl.errors import UserError
 from dro_rl.libraries import quiet_libraries
+from dro_rl.redaction import without_secrets
 
 if TYPE_CHECKING:  # pydantic takes longer to import than `dro-rl --help` to answer
     from dro_rl.recipe import Recipe
@@ -33,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(recipes, name="recipes")
 app.add_typer(retriever, name="retriever")
 app.add_typer(rewards, name="reward")
 
@@ -43,7 +48,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -53,9 +58,7 @@ def train(
         str | None, typer.Argument(help="A recipe; not needed with --resume.")
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this run at its next iteration.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run where it stands.")] = None,
 ) -> None:
     """Train both policies of a recipe."""
     if resume:
@@ -64,17 +67,24 @@ def train(
         )
     else:
         loaded = load(recipe, overrides)
+        resume = begun(loaded)
+        if resume and finished(resume, loaded):
+            typer.echo(f"{resume}: has done its iterations; training.iterations=N goes on")
+            return
     prepare_process(loaded)
+    from dro_rl.ending import says_how_to_go_on
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
 
-    if loaded.algorithm.kind == "trl_grpo":
-        from dro_rl.trl_grpo import train as run_training
-    else:
-        from dro_rl.trainer import train as run_training
+    with says_how_to_go_on(lambda: "Nothing had begun"):
+        if loaded.algorithm.kind == "trl_grpo":
+            from dro_rl.trl_grpo import train as run_training
+        else:
+            from dro_rl.trainer import train as run_training
 
-    console = Console()
-    run = run_training(loaded, console, RunDirectory.open(resume.absolute()) if resume else None)
+        console = Console()
+        directory = RunDirectory.open(resume.absolute()) if resume else None
+        run = run_training(loaded, console, directory)
     evaluations = run.evaluations()
     console.evaluations(evaluations)
     if len(evaluations) > 1:
@@ -85,19 +95,25 @@ def train(
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, help="Of a GPU [GiB]; default: this machine's, if any.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
+) -> None:
     """Check a recipe; show it resolved, its sizes in words, and the memory of each process."""
     loaded = load(recipe, overrides)
     import yaml
 
-    from dro_rl.estimate import in_words, memory
+    from dro_rl.estimate import given_or_found, in_words, memory_in_words
 
     print(yaml.safe_dump(loaded.resolved(), sort_keys=False, allow_unicode=True))
     print("\n".join(in_words(loaded)))
     print(_about_reward(loaded))
-    print("\nMemory a process, activations not counted [GiB]:")
-    for process, gib, what in memory(loaded):
-        print(f"  {process:<22} {gib:>8}  {what}")
+    print()
+    print("\n".join(memory_in_words(loaded, given_or_found(gpus, gpu_memory))))
 
 
 @app.command()
@@ -162,15 +178,14 @@ def answer(
     iteration: Annotated[int | None, typer.Option(help="Default: the last.")] = None,
 ) -> None:
     """Retrieve, select and answer; show the selected documents."""
-    from dro_rl.recipe_file import load_recipe, localise
+    from dro_rl.recipe_file import load_recipe
 
     require_run(run)
-    loaded = localise(load_recipe(str(run / "recipe.yaml")))
-    prepare_process(loaded)
+    prepare_process(load_recipe(str(run / "recipe.yaml")))
     from dro_rl.inference import answer_question
     from dro_rl.tracking.console import Console
 
-    answer_question(run.absolute(), loaded, question, documents, iteration, Console())
+    answer_question(run, question, documents, iteration, Console())
 
 
 @app.command()
@@ -226,7 +241,7 @@ def profile(
     ] = None,
 ) -> None:
     """Run a recipe's stages on a batch in one process under torch.profiler; show the top of it."""
-    loaded = load(recipe, [*(overrides or []), "cluster.mode=local"])
+    loaded = load(recipe, [*(overrides or []), *IN_ONE_PROCESS])
     prepare_process(loaded)
     from dro_rl.profiling import profile as run_profiler
     from dro_rl.tracking.console import Console
@@ -250,6 +265,22 @@ def report(
     path = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     write_report([RunDirectory.open(run) for run in runs], path)
     typer.echo(f"written: {path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: what is there, what is missing, and what to do about it."""
+    from dro_rl.doctor import examine
+
+    missing = 0
+    for finding in examine():
+        missing += finding.state == "missing"
+        typer.echo(f"{finding.state:<8} {finding.name}: {finding.found}")
+        if finding.remedy:
+            typer.echo(f"{'':<9}-> {finding.remedy}")
+    if missing:
+        raise typer.Exit(1)
+    typer.echo("\nready: dro-rl train demo.yaml")
 
 
 def _about_reward(recipe: Recipe) -> str:

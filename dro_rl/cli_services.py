@@ -1,13 +1,49 @@
-"""The command groups `retriever` and `reward`."""
+"""The command groups `recipes`, `retriever` and `reward`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from dro_rl.command_line import Overrides, RecipeName, load, prepare_process
+from dro_rl.command_line import IN_ONE_PROCESS, Overrides, RecipeName, load, prepare_process
+
+recipes = typer.Typer(
+    invoke_without_command=True, help="List the project's recipes, or copy one to change it."
+)
+
+
+@recipes.callback()
+def list_recipes(context: typer.Context) -> None:
+    """List the project's recipes: what each shows, needs and takes."""
+    if context.invoked_subcommand:
+        return
+    from dro_rl.shipped import shipped_recipes
+
+    for recipe in shipped_recipes():
+        typer.echo(f"{recipe.name}  (dro-rl {recipe.command})")
+        for label, text in (
+            ("", recipe.about),
+            ("needs: ", recipe.needs),
+            ("takes: ", recipe.takes),
+        ):
+            if text:
+                typer.echo(f"    {label}{text}")
+    typer.echo("\ndro-rl recipes copy NAME: one to change; dro-rl check NAME: what it resolves to")
+
+
+@recipes.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="As `dro-rl recipes` shows it.")],
+    target: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path(),
+) -> None:
+    """Copy a recipe of the project, to start one's own from."""
+    from dro_rl.shipped import copy_recipe
+
+    typer.echo(f"written: {copy_recipe(name, target)}")
+
 
 retriever = typer.Typer(no_args_is_help=True, help="A recipe's retriever as a service.")
 
@@ -61,7 +97,7 @@ def run_reward(
     questions: Annotated[int, typer.Option(min=1, help="Training questions to show.")] = 4,
 ) -> None:
     """Run a reward on a few questions in the foreground; show selections, answers and scores."""
-    here = ("cluster.mode=local", "rollout.engine=transformers")  # no engine to start
+    here = (*IN_ONE_PROCESS, "rollout.engine=transformers")  # no engine to start
     loaded = load(recipe, [*(overrides or []), f"reward={reward}", *here])
     prepare_process(loaded)
     from dro_rl.reward_command import run_reward as run

@@ -6,7 +6,6 @@ Both give `Team`s with the same calls, so the trainer does not know which it has
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +17,11 @@ from dro_rl import hardware
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
 from dro_rl.host import WATCH, Host
+from dro_rl.placement import Room, gpu_shares
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
-from dro_rl.supervision import Check, Done, RayTeam, Say
+from dro_rl.supervision import RayTeam
+from dro_rl.team_work import Check, Done, Say
 
 
 class Team(Protocol):
@@ -85,6 +86,16 @@ class Cluster(Protocol):
         """
         ...
 
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        """The same, of n > 1 that work as one: cls(*args, place), stateful.
+
+        Waits until there is room for all.
+
+        Raises:
+            UserError: there is none within `start_timeout`.
+        """
+        ...
+
 
 @contextmanager
 def open_cluster(
@@ -92,6 +103,7 @@ def open_cluster(
     processes: int,
     say: Say = lambda line: None,
     stacks: Path | None = None,
+    ranks: int = 0,
 ) -> Iterator[Cluster]:
     """The cluster of a recipe; everything started on it ends with the block.
 
@@ -100,6 +112,7 @@ def open_cluster(
         processes: how many workers the run will start, to divide the GPUs among.
         say: is told of workers that were lost, a line each.
         stacks: folder for the stacks of those that hung.
+        ranks: how many of the processes belong to learners of several.
     Raises:
         UserError: the Ray address does not answer.
     """
@@ -110,7 +123,8 @@ def open_cluster(
 
     _connect(section, processes)
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    cluster = _RayCluster(section, gpu_share(processes, gpus), say, stacks)
+    rank_gpus, gpus = gpu_shares(processes, ranks, gpus)
+    cluster = _RayCluster(section, rank_gpus, gpus, say, stacks)
     try:
         yield cluster
     finally:
@@ -167,27 +181,64 @@ class _LocalCluster:
     def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
         return LocalTeam([cls(*args) for _ in range(copies)])
 
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        raise NotImplementedError("the recipe refuses several ranks in one process")
+
 
 # --- on Ray ---------------------------------------------------------------------------------------
 
 
 class _RayCluster:
-    def __init__(self, section: ClusterSection, gpus: float, say: Say, stacks: Path | None) -> None:
-        self.section, self.gpus, self.say, self.stacks = section, gpus, say, stacks
+    def __init__(
+        self,
+        section: ClusterSection,
+        rank_gpus: float,
+        gpus: float,
+        say: Say,
+        stacks: Path | None,
+    ) -> None:
+        self.section, self.rank_gpus, self.gpus = section, rank_gpus, gpus
+        self.say, self.stacks = say, stacks
         self.teams: list[RayTeam] = []
+        self.rooms: list[Room] = []
 
     def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
+        # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
+        host = self._host().options(num_cpus=0, num_gpus=self.gpus)
+        return self._team(
+            role, copies, lambda number: host.remote(), lambda number: (cls, args), stateful
+        )
+
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        room, host = Room(role, ranks, self.rank_gpus, self.section.start_timeout), self._host()
+        self.rooms.append(room)
+        return self._team(
+            role,
+            ranks,
+            lambda number: host.options(**room.options(number)).remote(),
+            lambda number: (cls, (*args, room.place(number))),
+            stateful=True,
+        )
+
+    def _host(self) -> Any:
         import ray
 
-        # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
-        host = ray.remote(concurrency_groups={WATCH: 1})(Host).options(
-            num_cpus=0, num_gpus=self.gpus
-        )
+        remote: Any = ray.remote  # whose types lack concurrency_groups
+        return remote(concurrency_groups={WATCH: 1})(Host)
+
+    def _team(
+        self,
+        role: str,
+        copies: int,
+        new_actor: Callable[[int], Any],
+        worker: Callable[[int], tuple[type, tuple]],
+        stateful: bool,
+    ) -> Team:
         team = RayTeam(
             role,
             copies,
-            host.remote,
-            (cls, args),
+            new_actor,
+            worker,
             self.section,
             stateful=stateful,
             say=self.say,
@@ -199,6 +250,8 @@ class _RayCluster:
     def stop(self) -> None:
         for team in self.teams:
             team.stop()
+        for room in self.rooms:
+            room.free()
 
 
 def _connect(section: ClusterSection, processes: int) -> None:
@@ -240,8 +293,3 @@ def _check_answers(address: str, named: str) -> None:
             f"{named} {address}: nothing answers there ({error}). Start a head with "
             "`ray start --head`, or drop the address to run Ray inside this process"
         ) from error
-
-
-def gpu_share(processes: int, gpus: int) -> float:
-    """Each process's share of a GPU, so that all of them fit: 1 / ceil(processes / GPUs)."""
-    return 1 / math.ceil(processes / gpus) if gpus else 0.0

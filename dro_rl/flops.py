@@ -45,9 +45,9 @@ def model_size(name: str) -> ModelSize:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(resolve_model(name))
+    config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", 0)  # none: a recurrent model

@@ -52,7 +52,7 @@ class Heart:
             return told if silent > limit else ""
         asked, self._asked = self._asked, None
         try:
-            pulse = ray.get(asked)
+            pulse: Any = ray.get(asked)
         except RayError:  # it is dead, and its call is about to say so
             return ""
         if pulse.still > limit:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dro_rl import checkpoint
+from dro_rl.checkpoint import policies_of
 from dro_rl.cluster import open_cluster
 from dro_rl.data import Split, load_examples, overlaps, read_file
 from dro_rl.data_sections import FactsData, HotpotData, JsonlData
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
-from dro_rl.normalise import normalise_question
+from dro_rl.pipeline import load_pipeline
 from dro_rl.questions import load_questions, with_candidates
-from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_documents
-from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, HttpRetrieval
-from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
@@ -68,47 +65,16 @@ def _results_matter(recipe: Recipe) -> dict[str, Any]:
 
 
 def answer_question(
-    path: Path,
-    recipe: Recipe,
-    question: str,
-    documents: Path | None,
-    iteration: int | None,
-    console: Console,
+    path: Path, question: str, documents: Path | None, iteration: int | None, console: Console
 ) -> None:
     """Print the answer and the documents it came from."""
-    run = RunDirectory.open(path)
-    _, models = policies_of(run, recipe, iteration)
-    rollout = recipe.rollout.model_copy(update={"engine": "transformers"})  # no engine to start
-    recipe = recipe.model_copy(update={"rollout": rollout})
-    example = _asked(recipe, question, documents, console)
-    candidates = example.candidates
-    selector = RolloutWorker(recipe, "selector", models["selector"])
-    (rolled,) = selector.select([example], 1, 0, True)
-    selection = rolled.selections[0]
-    generator = RolloutWorker(recipe, "generator", models["generator"])
-    (text,) = generator.answer([example], [selection.documents])
-    console.say(text)
-    console.say(f"\nselected {selection.text!r} of {len(candidates)} documents:")
-    for i in selection.documents:
-        console.say(f"  [{i + 1}] {candidates[i].title}: {candidates[i].text}")
-
-
-def policies_of(
-    run: RunDirectory, recipe: Recipe, iteration: int | None
-) -> tuple[int, dict[PolicyName, str]]:
-    """An iteration (by default the last whole one; 0 is the warm start) and its policies.
-
-    Raises:
-        UserError: the run has no such checkpoint.
-    """
-    last = checkpoint.latest(run)
-    at = iteration if iteration is not None else last
-    if at and not checkpoint.folder_of(run, at).is_dir():
-        raise UserError(f"{run.path}: no checkpoint of iteration {at}; the last is {last}")
-    return at, {
-        "selector": checkpoint.policy_folder(run, at, "selector", recipe.selector.model),
-        "generator": checkpoint.policy_folder(run, at, "generator", recipe.generator.model),
-    }
+    given = None if documents is None else list(read_documents(str(documents)))
+    with load_pipeline(path, iteration, console.say) as pipeline:
+        found = pipeline.answer(question, given)
+    console.say(found.text)
+    console.say(f"\nselected {found.selection!r} of {len(found.candidates)} documents:")
+    for place, document in zip(found.places, found.documents, strict=True):
+        console.say(f"  [{place + 1}] {document.title}: {document.text}")
 
 
 def _questions(recipe: Recipe, data: Path | None, console: Console) -> list[Example]:
@@ -138,30 +104,3 @@ def _warn_of_trained_on(own: Recipe, examples: Sequence[Example], console: Conso
             f"warning: the run was trained on {known:,} of these {len(examples):,} questions, so "
             "the figures measure memory too"
         )
-
-
-def _asked(recipe: Recipe, question: str, documents: Path | None, console: Console) -> Example:
-    """The question with its candidates: from the documents given, by the recipe's retriever, or
-    from the data where each question comes with its own."""
-    asked = Example(id="question", question=question, answers=("",))
-    if documents is not None:
-        asked = replace(asked, candidates=tuple(read_documents(str(documents))))
-        own = Bm25Retrieval(kind="bm25", corpus="own", candidates=recipe.retrieval.candidates)
-        recipe = recipe.model_copy(update={"retrieval": own})
-        return with_candidates(recipe, [asked], [])[0]
-    retrieval = recipe.retrieval
-    has_corpus = isinstance(retrieval, CorpusSection) and retrieval.corpus_path is not None
-    if has_corpus or isinstance(retrieval, HttpRetrieval):
-        return with_candidates(recipe, [asked], [], say=console.say)[0]
-    split = load_examples(recipe.data, recipe.training.seed)
-    everything = [*split.train, *split.evaluation]
-    own = isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own"
-    if isinstance(retrieval, CorpusSection) and not own:
-        return with_candidates(recipe, [asked], everything, say=console.say)[0]
-    known = {normalise_question(e.question): e for e in everything}
-    if normalise_question(question) not in known:
-        raise UserError(
-            "this run's documents come with its questions, and this question is none of them: "
-            "give documents to select from with --documents FILE (JSON lines of title and text)"
-        )
-    return with_candidates(recipe, [known[normalise_question(question)]], [])[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from dro_rl.sections import POLICIES, Rate, Section
+from dro_rl.sections import MAY_CHANGE, POLICIES, Rate, Section
 
 
 class Lora(Section):
@@ -54,7 +54,11 @@ class PolicySection(Section):
     )
     max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
     learning_rate: PositiveFloat = 1e-6
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    ranks: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1,
+        description="processes that train it together, each with a part of every weight (FSDP2)",
+    )
     likelihood: Literal["auto", "dense"] = Field(
         default="auto",
         description="auto: what prompts share is computed once, where the model allows it; dense: "
@@ -118,6 +122,11 @@ def check_shared_base(selector: SelectorSection, generator: GeneratorSection) ->
             raise ValueError(
                 "generator.share_base_with: selector needs a LoRA adapter for each policy: set "
                 f"{name}.lora"
+            )
+        if section.ranks > 1:
+            raise ValueError(
+                "generator.share_base_with: selector trains both policies in one process: set "
+                f"{name}.ranks to 1"
             )
     for key in _OF_THE_BASE:
         ours, theirs = getattr(generator, key), getattr(selector, key)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
@@ -18,7 +25,7 @@ from dro_rl.policy_sections import (
 )
 from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval, Retrieval
 from dro_rl.reward_sections import RewardChoice, RewardSection, written_out
-from dro_rl.sections import POLICIES, PolicyName, Section
+from dro_rl.sections import MAY_CHANGE, POLICIES, PolicyName, Section
 
 
 class RolloutSection(Section):
@@ -26,7 +33,7 @@ class RolloutSection(Section):
         default="vllm",
         description="transformers: slow and plain, for machines that vLLM does not support",
     )
-    workers: PositiveInt = Field(default=1, description="selector engines")
+    workers: Annotated[PositiveInt, MAY_CHANGE] = Field(default=1, description="selector engines")
     decoding: Literal["free", "distinct", "retriever"] = Field(
         default="free",
         description="distinct: only well-formed selections of distinct identifiers; retriever: no "
@@ -36,10 +43,14 @@ class RolloutSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0: no limit")
     allow_biased_sampling: bool = False
-    max_sequences: PositiveInt = Field(default=256, description="sequences an engine runs at once")
-    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
-    cpu_cache_gib: PositiveInt = Field(default=1, description="key-value cache without a GPU [GiB]")
-    max_logp_gap: PositiveFloat | None = Field(
+    max_sequences: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=256, description="sequences an engine runs at once"
+    )
+    gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(default=0.4, gt=0, le=1)
+    cpu_cache_gib: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1, description="key-value cache without a GPU [GiB]"
+    )
+    max_logp_gap: Annotated[PositiveFloat | None, MAY_CHANGE] = Field(
         default=None,
         description="largest gap of engine and learner on a token of the probe after a sync "
         "[nats]; by default 1e-4 in float32, 0.5 in bfloat16",
@@ -81,16 +92,25 @@ class RolloutSection(Section):
         return self
 
 
+Watched = Literal["em", "f1", "gold_recall", "bound"]
+"""Figures of an evaluation by which an iteration is better than another."""
+
+
+def best_of(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """The iteration of the first best of a run's evaluations so far."""
+    values = [summary[metric] for summary in summaries]
+    return max(range(len(values)), key=values.__getitem__)
+
+
 class EarlyStop(Section):
-    metric: Literal["em", "f1", "gold_recall", "bound"] = "bound"
+    metric: Watched = "bound"
     patience: PositiveInt = Field(
         default=1, description="iterations without a new best before stopping"
     )
 
     def best(self, summaries: Sequence[Mapping[str, Any]]) -> int:
         """The iteration of the first best of a run's evaluations so far."""
-        values = [summary[self.metric] for summary in summaries]
-        return max(range(len(values)), key=values.__getitem__)
+        return best_of(summaries, self.metric)
 
     def stops(self, summaries: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a run ends after these evaluations."""
@@ -99,11 +119,13 @@ class EarlyStop(Section):
 
 class TrainingSection(Section):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
-    iterations: PositiveInt = Field(default=5, description="one E-step and one M-step each")
+    iterations: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=5, description="one E-step and one M-step each"
+    )
     questions_per_iteration: PositiveInt | Literal["all"] = "all"
     epochs: PositiveInt = Field(default=1, description="passes over an iteration's rollouts")
     batch_size: PositiveInt = Field(default=32, description="questions an optimiser step")
-    tokens_per_microbatch: PositiveInt = Field(
+    tokens_per_microbatch: Annotated[PositiveInt, MAY_CHANGE] = Field(
         default=8192,
         description="tokens a forward pass, in whole questions (at least one); memory only",
     )
@@ -116,7 +138,18 @@ class TrainingSection(Section):
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear learning-rate warm-up")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0
-    early_stop: EarlyStop | None = None
+    max_bad_steps: Annotated[int, MAY_CHANGE] = Field(
+        default=3,
+        ge=0,
+        description="steps of a policy that a run may skip because their loss or gradient is not "
+        "finite",
+    )
+    early_stop: Annotated[EarlyStop | None, MAY_CHANGE] = None
+    checkpoint_seconds: Annotated[NonNegativeFloat, MAY_CHANGE] = Field(
+        default=600,
+        description="within an M-step, the learners' states are saved so often at most [s]; 0: "
+        "after every step",
+    )
 
 
 class WarmupSection(Section):
@@ -150,6 +183,26 @@ class EvaluationSection(Section):
 
 class TrackingSection(Section):
     run_dir: str = "runs/dro"
+    resume: Literal["never", "auto"] = Field(
+        default="never",
+        description="where run_dir holds a run already: never: refuse; auto: go on with it, so "
+        "that one command begins a run and continues it",
+    )
+    keep_last: PositiveInt | None = Field(
+        default=None,
+        description="checkpoints that are kept; by default the policies of all iterations, with "
+        "the optimiser states of the last two",
+    )
+    keep_best: Watched | None = Field(
+        default=None,
+        description="with keep_last: the policies of the iteration that is best by this are kept",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> TrackingSection:
+        if self.keep_best and not self.keep_last:
+            raise ValueError("keep_best without keep_last: all are kept: leave it out")
+        return self
 
 
 class ClusterSection(Section):
@@ -188,11 +241,11 @@ class Recipe(Section):
     rollout: RolloutSection = RolloutSection()
     reward: RewardChoice = RewardSection(use="rewards/answer_likelihood.py")
     algorithm: Algorithm = DroAlgorithm()
-    warmup: WarmupSection = WarmupSection()
+    warmup: Annotated[WarmupSection, MAY_CHANGE] = WarmupSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
-    tracking: TrackingSection = TrackingSection()
-    cluster: ClusterSection = ClusterSection()
+    tracking: Annotated[TrackingSection, MAY_CHANGE] = TrackingSection()
+    cluster: Annotated[ClusterSection, MAY_CHANGE] = ClusterSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -242,6 +295,7 @@ class Recipe(Section):
         if per_token and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
         self._check_sampling()
+        self._check_ranks()
         if self.shares_base:
             self._check_shared_base()
         scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
@@ -307,6 +361,16 @@ class Recipe(Section):
                 "without dropout: set selector.lora.dropout to 0"
             )
 
+    def _check_ranks(self) -> None:
+        several = [p for p in self.algorithm.train if self.policy(p).ranks > 1]
+        if several and self.cluster.mode == "local":
+            raise ValueError(
+                f"{several[0]}.ranks: several processes need cluster.mode: ray; in one process it "
+                "is 1"
+            )
+        if several and self.algorithm.kind == "trl_grpo":
+            raise ValueError(f"{several[0]}.ranks: algorithm.kind: trl_grpo trains in one process")
+
     @property
     def decoding(self) -> Literal["free", "distinct", "independent", "retriever"]:
         """How selections are made."""
@@ -321,6 +385,15 @@ class Recipe(Section):
     def policy(self, name: PolicyName) -> PolicySection:
         """The section of a policy."""
         return self.selector if name == "selector" else self.generator
+
+    @property
+    def watched(self) -> dict[str, Watched]:
+        """The figures that decide which iterations are kept and when the run stops, by setting."""
+        early, best = self.training.early_stop, self.tracking.keep_best
+        return {
+            **({"training.early_stop.metric": early.metric} if early else {}),
+            **({"tracking.keep_best": best} if best else {}),
+        }
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values."""

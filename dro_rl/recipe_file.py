@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
+from dro_rl.plain_yaml import NotPlain, read_plain
 from dro_rl.recipe import Recipe
+from dro_rl.redaction import holder_of, without_secrets
 from dro_rl.resources import find_file
 
 
@@ -37,11 +40,23 @@ def make_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe from plain settings; `source` is named in errors."""
     if "arms" in settings:
         raise UserError(f"{source}: is a comparison, not a recipe: dro-rl compare {source}")
+    _refuse_secrets(settings, source)
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
         lines = "\n".join(f"  {_explain(e)}" for e in error.errors())
         raise UserError(f"{source}: not a valid recipe:\n{lines}") from error
+
+
+def _refuse_secrets(settings: Mapping[str, Any], source: str) -> None:
+    """A recipe is written into run directories, and shown in reports."""
+    name = holder_of(repr(settings))
+    if name is not None:
+        place = next((str(key) for key, value in settings.items() if holder_of(repr(value))), "it")
+        raise UserError(
+            f"{source}: {place}: holds the secret that is in {name}: recipes are kept in run "
+            "directories and reports, so leave it in the environment"
+        )
 
 
 def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -53,16 +68,11 @@ def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself: " + " -> ".join(map(str, (*seen, path))))
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(f"{path}{where}: {problem}") from error
+        settings = read_plain(path.read_text(encoding="utf-8"))
+    except NotPlain as error:
+        raise UserError(f"{path}{error.place}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text: {error}") from error
-    except ValueError as error:  # such as a date without such a day
-        raise UserError(f"{path}: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections (data, retrieval, selector...)")
     base = settings.pop("extends", None)
@@ -71,7 +81,7 @@ def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"{path}: extends: must be the name of one recipe, not {base!r}")
     beside = path.parent / base
-    parent = beside if beside.is_file() else find_file(base, "recipes")
+    parent = beside if os.path.isfile(beside) else find_file(base, "recipes")
     return merge(read_settings(parent, (*seen, path.resolve())), settings)
 
 
@@ -112,9 +122,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise UserError(f"override {override!r}: write section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"override {override!r}: the value is not YAML") from error
+        value = read_plain(text)
+    except NotPlain as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}") from error
     *path, last = key.strip().split(".")
     section = settings
     for name in path:
@@ -127,6 +137,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
+_SHOWN = 300  # characters of a bad value
 _GONE = {
     "training.microbatch_size": "is now training.tokens_per_microbatch, in tokens, not questions",
     "rollout.batch_size": "is gone: an engine takes all questions in one call; leave it out",
@@ -159,8 +170,13 @@ def _explain(error: Any) -> str:
         return f"{dotted}.kind: must be one of {kinds}"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {_short(given)})"
     return f"{dotted}: {message}{shown}"
+
+
+def _short(given: Any) -> str:
+    shown = without_secrets(repr(given))
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _without_tags(keys: Sequence[str]) -> list[str]:
@@ -213,8 +229,8 @@ def _kind(model: type[BaseModel]) -> str | None:
 def _make_absolute(section: dict[str, Any], key: str) -> None:
     """In place, where the key is there and names what exists."""
     name = section.get(key)
-    if name and Path(name).expanduser().exists():
-        section[key] = str(Path(name).expanduser().absolute())
+    if name and os.path.exists(located(name)):  # Path's own raises at long names
+        section[key] = str(located(name).absolute())
 
 
 def localise(recipe: Recipe) -> Recipe:
@@ -232,14 +248,13 @@ def localise(recipe: Recipe) -> Recipe:
         for key in ("model", "environment"):
             _make_absolute(searcher, key)
     for policy in ("selector", "generator"):
-        folder = Path(settings[policy]["model"]).expanduser()
-        if folder.is_dir():
+        folder = located(settings[policy]["model"])
+        if os.path.isdir(folder):
             settings[policy]["model"] = str(folder.absolute())
     rewards = recipe.reward if isinstance(recipe.reward, list) else [recipe.reward]
     own = settings["reward"]
     for reward, written in zip(rewards, own if isinstance(own, list) else [own], strict=True):
         if reward.is_file:
             written["use"] = str(find_file(reward.use, "rewards").absolute())
-    run_dir = Path(recipe.tracking.run_dir).expanduser()
-    settings["tracking"]["run_dir"] = str(run_dir.absolute())
+    settings["tracking"]["run_dir"] = str(located(recipe.tracking.run_dir).absolute())
     return Recipe.model_validate(settings)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dro_rl import checkpoint
 from dro_rl.errors import UserError
-from dro_rl.supervision import WorkerLost
+from dro_rl.ray_results import WorkerLost
 from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
 
 def keep_going(
-    attempt: Callable[[], object], teams: Teams, run: RunDirectory, console: Console
+    attempt: Callable[[int], object], done: int, teams: Teams, run: RunDirectory, console: Console
 ) -> None:
     """Attempt until it succeeds, or has lost a learner more often than `cluster.max_failures`.
 
@@ -20,7 +21,8 @@ def keep_going(
     checkpoint. Engines and the reward service stay.
 
     Args:
-        attempt: goes on from the run's last checkpoint.
+        attempt: goes on after the iteration that it is given.
+        done: the iteration to go on after first; then it is that of the last checkpoint.
     Raises:
         UserError: a learner was lost once too often.
     """
@@ -29,7 +31,8 @@ def keep_going(
         try:
             if failures:
                 teams.restart_learners()
-            attempt()
+                done = checkpoint.latest_good(run, console.say)
+            attempt(done)
             return
         except WorkerLost as lost:
             failures += 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import re
+import threading
 import time
+from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from dro_rl.errors import UserError
+from dro_rl.redaction import is_secret_parameter, without_secrets
 
 _LARGEST_REPLY = 256 * 2**20  # bytes: what a server sends must not fill the memory
 _WORTH_ANOTHER_TRY = (408, 429, 500, 502, 503, 504)
@@ -26,6 +31,9 @@ def url_problem(url: str) -> str | None:
         return "must begin with http:// or https:// and name a host"
     if "@" in parsed.netloc:
         return "must not hold a user or password: put the token in DRO_RL_TOKEN"
+    parameters = parse_qsl(f"{parsed.query}&{parsed.fragment}", keep_blank_values=True)
+    if any(is_secret_parameter(name) for name, _ in parameters):
+        return "must not hold a key or token: put it in DRO_RL_TOKEN"
     return None
 
 
@@ -37,8 +45,7 @@ def check_url(url: str, setting: str) -> str:
     """
     problem = url_problem(url)
     if problem:
-        shown = "the URL" if "@" in url else repr(url)
-        raise UserError(f"{setting}: {shown} {problem}")
+        raise UserError(f"{setting}: {without_secrets(url)!r} {problem}")
     return url
 
 
@@ -46,8 +53,14 @@ def bearer_token(variable: str = "DRO_RL_TOKEN") -> str | None:
     """What the environment has under that name, without white space around it, if anything.
 
     Raises:
-        UserError: a header cannot carry it; names the variable and not the value.
+        UserError: that is no name of a variable, and may be a token itself, or a header cannot
+            carry what the variable holds; shows neither.
     """
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
+        raise UserError(
+            "a token is given by the name of the environment variable that holds it, in capitals "
+            "such as OPENAI_API_KEY, and never itself: recipes are kept in run directories"
+        )
     token = os.environ.get(variable, "").strip()
     if not (token.isascii() and token.isprintable()):
         raise UserError(
@@ -55,6 +68,14 @@ def bearer_token(variable: str = "DRO_RL_TOKEN") -> str | None:
             "a token may have: set it again"
         )
     return token or None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, or nothing, which means everywhere
+        return host == "localhost"
 
 
 def post_json(
@@ -70,7 +91,8 @@ def post_json(
 
     A server that cannot be reached, takes longer than `timeout` [s] or answers that it is busy or
     broken is asked again, up to `attempts` times in all, after 0.5, 1, 2, ... s. What the
-    environment has under `token_variable` is sent as bearer token.
+    environment has under `token_variable` is sent as bearer token, to this URL alone: no redirect
+    is followed.
 
     Raises:
         UserError: no usable reply came; names the setting, the URL and the last failure.
@@ -79,15 +101,17 @@ def post_json(
 
     check_url(url, setting)
     content = _encoded(body, setting)
-    headers = {"Content-Type": "application/json"}
-    if token := bearer_token(token_variable):
+    # What is not compressed cannot grow: a bomb of two layers makes a gigabyte of a kilobyte.
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    token = bearer_token(token_variable)
+    if token:
         headers["Authorization"] = f"Bearer {token}"
     failure = ""
     for attempt in range(attempts):
         if attempt:
             time.sleep(0.5 * 2 ** (attempt - 1))
         try:
-            return _post_once(url, content, headers, timeout)
+            return _decoded(*_post_once(url, content, headers, timeout), token)
         except _Refused as error:
             raise UserError(f"{setting}: {url} {error}") from error
         except httpx.InvalidURL as error:
@@ -122,30 +146,62 @@ class _Refused(Exception):
     """Will not go better another time."""
 
 
-def _post_once(url: str, body: bytes, headers: dict[str, str], timeout: float) -> Any:
+def _post_once(url: str, body: bytes, headers: dict[str, str], timeout: float) -> tuple[int, bytes]:
+    """The status and content of the reply.
+
+    httpx limits each wait for bytes, and neither their sum nor the look-up of a name: a server that
+    sends a byte now and then would be listened to for ever. So the waiting is done elsewhere.
+    """
     import httpx
 
-    deadline = time.monotonic() + timeout
-    chunks, size = list[bytes](), 0
-    with httpx.stream("POST", url, content=body, headers=headers, timeout=timeout) as reply:
-        for chunk in reply.iter_bytes():
-            size += len(chunk)
-            if size > _LARGEST_REPLY:
+    future: Future[tuple[int, bytes]] = Future()
+
+    def ask() -> None:
+        try:
+            future.set_result(_exchange(client, url, body, headers))
+        except BaseException as error:
+            future.set_exception(error)
+
+    with httpx.Client(timeout=timeout, follow_redirects=False) as client:
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return future.result(timeout)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("") from error
+
+
+def _exchange(client: Any, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    content = bytearray()
+    with client.stream("POST", url, content=body, headers=headers) as reply:
+        coding = reply.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise _Refused(f"sends compressed data ({coding[:40]}), unasked: turn that off there")
+        for chunk in reply.iter_raw():
+            content += chunk
+            if len(content) > _LARGEST_REPLY:
                 raise _Refused(f"sends more than {_LARGEST_REPLY // 2**20} MiB: ask for less")
-            if time.monotonic() > deadline:  # httpx's own limit is on each read
-                raise httpx.ReadTimeout("")
-            chunks.append(chunk)
-    content = b"".join(chunks)
-    if reply.status_code in _WORTH_ANOTHER_TRY:
-        raise _Failed(f"it answered {reply.status_code}: {_beginning(content)}")
-    if reply.status_code != 200:
-        raise _Refused(f"answered {reply.status_code}: {_beginning(content)}")
+    if reply.has_redirect_location:
+        raise _Refused(
+            f"answered {reply.status_code} and sends us to {reply.headers['location'][:200]!r}: "
+            "give the address that answers itself"
+        )
+    return reply.status_code, bytes(content)
+
+
+def _decoded(status: int, content: bytes, token: str | None) -> Any:
+    if status in _WORTH_ANOTHER_TRY:
+        raise _Failed(f"it answered {status}: {_beginning(content, token)}")
+    if status != 200:
+        raise _Refused(f"answered {status}: {_beginning(content, token)}")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # the second: brackets in brackets in ...
-        raise _Failed(f"its reply is not JSON: {_beginning(content)}") from error
+        raise _Failed(f"its reply is not JSON: {_beginning(content, token)}") from error
 
 
-def _beginning(content: bytes) -> str:
-    text = " ".join(content[:400].decode(errors="replace").split())
-    return text[:200] or "(nothing)"
+def _beginning(content: bytes, token: str | None) -> str:
+    """What a server says, less the token, which it has been told."""
+    text = " ".join(content[:4000].decode(errors="replace").split())
+    if token:
+        text = text.replace(token, "***")
+    return without_secrets(text)[:200] or "(nothing)"

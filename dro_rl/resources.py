@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -19,7 +20,7 @@ def find_file(name: str, folder: str) -> Path:
     Raises:
         UserError: there is none; the message lists those that the project carries.
     """
-    path = Path(name).expanduser()
+    path = located(name)
     if os.path.isfile(path):  # Path.is_file raises where a name is too long
         return path
     for shipped in shipped_folders(folder):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from dro_rl.remote import url_problem
-from dro_rl.sections import Rate, Section
+from dro_rl.sections import MAY_CHANGE, Rate, Section
 
 # --- ways to search -------------------------------------------------------------------------------
 
@@ -36,7 +36,9 @@ class Dense(Section):
     probes: PositiveInt = Field(default=64, description="cells that index: faiss looks into")
     query_prefix: str = Field(default="", description='such as "query: ", where the model wants it')
     passage_prefix: str = ""
-    batch_size: PositiveInt = Field(default=64, description="texts the model reads at once")
+    batch_size: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=64, description="texts the model reads at once"
+    )
 
 
 class Colbert(Section):
@@ -48,13 +50,27 @@ class Colbert(Section):
         default="colbert-ir/colbertv2.0", description="a folder or a hub name of a checkpoint"
     )
     max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
-    environment: str = Field(
+    environment: Annotated[str, MAY_CHANGE] = Field(
         default=".venv-colbert/bin/python",
         description="the Python of that environment; `make colbert-env` makes it",
     )
 
 
-Method = Annotated[Bm25 | Dense | Colbert, Field(discriminator="kind")]
+class Pylate(Section):
+    """Late interaction with a checkpoint of PyLate or ColBERT, exact: for corpora that fit the
+    disk at one vector a token. PyLate needs a Python environment of its own."""
+
+    kind: Literal["pylate"]
+    model: str = Field(description="a folder or a hub name of a checkpoint")
+    max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
+    batch_size: PositiveInt = Field(default=32, description="texts the model reads at once")
+    environment: str = Field(
+        default=".venv-pylate/bin/python",
+        description="the Python of that environment; `make pylate-env` makes it",
+    )
+
+
+Method = Annotated[Bm25 | Dense | Colbert | Pylate, Field(discriminator="kind")]
 
 
 class Fusion(Section):
@@ -88,7 +104,7 @@ class CorpusSection(RetrievalSection):
     )
     corpus_configuration: str | None = Field(default=None, description="of a `datasets` name")
     corpus_split: str = Field(default="train", description="of a `datasets` folder or name")
-    cache_dir: str = Field(
+    cache_dir: Annotated[str, MAY_CHANGE] = Field(
         default="~/.cache/dro_rl/retrieval", description="where indexes are kept"
     )
 
@@ -122,6 +138,10 @@ class ColbertRetrieval(Colbert, CorpusSection):
     pass
 
 
+class PylateRetrieval(Pylate, CorpusSection):
+    pass
+
+
 class FusionRetrieval(Fusion, CorpusSection):
     pass
 
@@ -130,9 +150,15 @@ class HttpRetrieval(RetrievalSection):
     """A retriever server, such as that of `dro-rl retriever serve`."""
 
     kind: Literal["http"]
-    url: str = Field(description="of its search, such as http://127.0.0.1:8100/search")
-    timeout: PositiveFloat = Field(default=60, description="for one reply [s]")
-    batch_size: PositiveInt = Field(default=64, description="questions a request")
+    url: Annotated[str, MAY_CHANGE] = Field(
+        description="of its search, such as http://127.0.0.1:8100/search"
+    )
+    timeout: Annotated[PositiveFloat, MAY_CHANGE] = Field(
+        default=60, description="for one reply [s]"
+    )
+    batch_size: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=64, description="questions a request"
+    )
 
     @field_validator("url")
     @classmethod
@@ -142,12 +168,13 @@ class HttpRetrieval(RetrievalSection):
         return url
 
 
-Searching = Bm25Retrieval | DenseRetrieval | ColbertRetrieval | FusionRetrieval
+Searching = Bm25Retrieval | DenseRetrieval | ColbertRetrieval | PylateRetrieval | FusionRetrieval
 Retrieval = Annotated[
     GivenRetrieval
     | Bm25Retrieval
     | DenseRetrieval
     | ColbertRetrieval
+    | PylateRetrieval
     | FusionRetrieval
     | HttpRetrieval,
     Field(discriminator="kind"),

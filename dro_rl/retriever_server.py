@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe, located
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
-from dro_rl.remote import bearer_token
+from dro_rl.remote import bearer_token, is_loopback
 from dro_rl.retrieval import Corpus, Ranking, make_retriever, open_retriever
 from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, Searching
 from dro_rl.tracking.console import Console
@@ -153,6 +154,9 @@ class RetrieverService:
         except TimeoutError as error:
             status = 504
             raise HTTPException(504, f"not found within {self.timeout:g} s") from error
+        except Exception as error:  # what it says is for the log, and not for whoever asks
+            traceback.print_exc()
+            raise HTTPException(500, "the search failed: the server's log says why") from error
         finally:
             self.requests.labels(str(status)).inc()
             self.seconds.observe(time.monotonic() - start)
@@ -237,8 +241,11 @@ def serve_forever(recipe: Recipe, host: str, port: int, timeout: float, console:
                 f"{retrieval.kind} over {len(corpus):,} passages: POST {address}/search; "
                 "also /health, /metrics and /docs; Ctrl-C ends it"
             )
-            if token is None and host not in ("127.0.0.1", "localhost", "::1"):
-                console.say("whoever reaches it may search: DRO_RL_TOKEN asks for a token")
+            if token is None and not is_loopback(host):
+                console.say(
+                    f"warning: {host} is reached from other machines, and whoever reaches it may "
+                    "search: set DRO_RL_TOKEN to ask for a token"
+                )
             while not stop.wait(1):
                 pass
 
@@ -276,7 +283,7 @@ def _served(recipe: Recipe) -> Any:
         what = "corpus: own" if own else f"kind: {retrieval.kind}"
         raise UserError(
             f"retrieval.{what} searches no corpus that could be served: set retrieval.kind to "
-            "bm25 (corpus: pooled, or corpus_path), dense, fusion or colbert"
+            "bm25 (corpus: pooled, or corpus_path), dense, fusion, colbert or pylate"
         )
     # Its process has a working folder of its own.
     cache = str(located(retrieval.cache_dir).absolute())

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from dro_rl.errors import UserError
+from dro_rl.plain_yaml import NotPlain, read_plain
+from dro_rl.remote import url_problem
 from dro_rl.sections import Section
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -22,6 +31,13 @@ class RewardSection(Section):
     use: str = Field(
         min_length=1, description="a file, module:Class, or the http(s) address of a reward server"
     )
+
+    @field_validator("use")
+    @classmethod
+    def _asks_over_http(cls, use: str) -> str:
+        if "://" in use and (problem := url_problem(use)):
+            raise ValueError(problem)
+        return use
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,9 +110,9 @@ def read_reward(text: str) -> RewardSection | list[WeightedReward]:
         UserError: it is not what a recipe's `reward` may say.
     """
     try:
-        return TypeAdapter(RewardChoice).validate_python(written_out(yaml.safe_load(text)))
-    except yaml.YAMLError as error:
-        raise UserError(f"reward {text!r}: is not YAML") from error
+        return TypeAdapter(RewardChoice).validate_python(written_out(read_plain(text)))
+    except NotPlain as error:
+        raise UserError(f"reward {text!r}: is not YAML: {error}") from error
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         raise UserError(f"reward {text!r}: {told}") from error

@@ -16,67 +16,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
 from dro_rl.heartbeat import Heart, beat, keep_stack
+from dro_rl.ray_results import Lost, WorkerLost, result_of
 from dro_rl.recipe import ClusterSection
-
-Say = Callable[[str], object]
-Check = Callable[[Any], object]
-Done = Callable[[int], None]
-
-
-class WorkerLost(UserError):
-    """A process died or hung whose state is in the last checkpoint alone."""
-
-
-class _Lost(Exception):
-    """A worker that did not finish its call; the message says why."""
-
-
-@dataclass(eq=False)
-class Call:
-    """What a worker is asked: its place among the results, and how it is sent to an actor."""
-
-    number: int
-    method: str
-    send: Callable[[Any], Any]
-    failures: int = 0
-
-
-@dataclass(eq=False)
-class Member:
-    """A place in a team, whose actor changes when it is lost.
-
-    `starting` are the calls that it has yet to go through before it takes work, with what looks at
-    their results; empty: it serves. `failures` are losses since it last finished a call.
-    """
-
-    name: str
-    actor: Any = None
-    heart: Heart = field(init=False)
-    starting: list[tuple[Any, Check | None]] = field(default_factory=list)
-    began: float = 0.0
-    failures: int = 0
-    about: Any = None
-    killed_for: str = ""
-
-
-@dataclass
-class Work:
-    """Calls to be made, under way (by reference) and done.
-
-    `spare`: a call whose worker was lost is not made again as long as others give a result.
-    """
-
-    todo: deque[Call] = field(default_factory=deque)
-    running: dict[Any, tuple[Call, Member, Any]] = field(default_factory=dict)
-    results: dict[int, Any] = field(default_factory=dict)
-    spare: bool = False
+from dro_rl.team_work import Call, Check, Done, Member, Say, Work
 
 
 class RayTeam:
@@ -85,10 +34,11 @@ class RayTeam:
     Args:
         role: as messages name it.
         copies: n.
-        new_actor: makes an actor of `Host`.
-        worker: class and arguments of the workers.
+        new_actor: makes an actor of `Host`, for the worker of that number.
+        worker: its class and arguments.
         section: the recipe's `cluster`.
-        stateful: a worker that is lost is not made again, but raises `WorkerLost`.
+        stateful: a worker that is lost is not made again, but raises `WorkerLost`; several of them
+            work as one.
         say: shows a line.
         stacks: folder for the stacks of workers that hang; None keeps none.
     """
@@ -97,8 +47,8 @@ class RayTeam:
         self,
         role: str,
         copies: int,
-        new_actor: Callable[[], Any],
-        worker: tuple[type, tuple],
+        new_actor: Callable[[int], Any],
+        worker: Callable[[int], tuple[type, tuple]],
         section: ClusterSection,
         *,
         stateful: bool,
@@ -110,8 +60,8 @@ class RayTeam:
         self._look_at = 0.0
         self._on_return: dict[str, tuple[Any, Check | None]] = {}
         self._opening = True  # no work before all are there
-        number = [f" {i + 1} of {copies}" if copies > 1 else "" for i in range(copies)]
-        self.members = [Member(f"{role}{n}") for n in number]
+        which = [f" {i + 1} of {copies}" if copies > 1 else "" for i in range(copies)]
+        self.members = [Member(f"{role}{name}", i) for i, name in enumerate(which)]
         for member in self.members:
             self._start(member)
 
@@ -135,14 +85,14 @@ class RayTeam:
         return lambda: self._finish(work)
 
     def leave(self, method: str) -> Any:
-        left: list[Any] = []
+        left: dict[int, Any] = {}
 
-        def send(actor: Any) -> Any:
-            done, value = actor.leave.options(num_returns=2).remote(method)
-            left[:] = [value]
+        def send(number: int, actor: Any) -> Any:
+            done, left[number] = actor.leave.options(num_returns=2).remote(method)
             return done
 
-        self._finish(Work(deque([Call(0, method, send)])))
+        asked = range(len(self.members) if self.stateful else 1)
+        self._finish(Work(deque(Call(i, method, partial(send, i)) for i in asked)))
         return left[0]
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
@@ -206,7 +156,7 @@ class RayTeam:
             call, member, actor = work.running.pop(ended)
             try:
                 work.results[call.number] = self._take(ended, member, call.method)
-            except _Lost as lost:
+            except Lost as lost:
                 self._lost(work, call, member, actor, lost)
                 continue
             member.failures = 0
@@ -238,39 +188,17 @@ class RayTeam:
                 return ended[0]
 
     def _take(self, ref: Any, member: Member, method: str) -> Any:
-        """A result that is there.
-
-        Raises:
-            UserError: the worker did.
-            WorkerLost: what the call was given is lost.
-            _Lost: the worker is.
-        """
-        import ray
-        from ray import exceptions as ray_errors
-
-        lost = (
-            ray_errors.RayActorError,
-            ray_errors.WorkerCrashedError,
-            ray_errors.LocalRayletDiedError,
-            ray_errors.NodeDiedError,
-            ray_errors.ObjectLostError,
-            ray_errors.GetTimeoutError,
-        )
+        """See `result_of`; names the worker."""
         try:
-            return ray.get(ref, timeout=self.section.call_timeout)
-        except ray_errors.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            if isinstance(error.cause, lost):
-                why = in_short(str(error.cause))
-                raise WorkerLost(f"{member.name}: {method} lacked an argument ({why})") from error
-            raise
-        except lost as error:
-            raise _Lost(member.killed_for or in_short(str(error))) from error
+            return result_of(ref, self.section.call_timeout)
+        except WorkerLost as lost:
+            raise WorkerLost(f"{member.name}: {method}: {lost}") from lost
+        except Lost as lost:
+            raise Lost(member.killed_for or str(lost)) from lost
 
     # --- losses -----------------------------------------------------------------------------------
 
-    def _lost(self, work: Work, call: Call, member: Member, actor: Any, lost: _Lost) -> None:
+    def _lost(self, work: Work, call: Call, member: Member, actor: Any, lost: Lost) -> None:
         call.failures += 1
         if call.failures > self.section.max_failures and not self.stateful:
             raise self._gave_up(member, call.method, call.failures, lost) from lost
@@ -279,7 +207,7 @@ class RayTeam:
         if not (work.spare and (work.running or work.results)):
             work.todo.appendleft(call)
 
-    def _make_again(self, member: Member, method: str, lost: _Lost) -> None:
+    def _make_again(self, member: Member, method: str, lost: Lost) -> None:
         import ray
 
         if self.stateful:
@@ -291,7 +219,7 @@ class RayTeam:
         ray.kill(member.actor)  # one that only could not be reached would keep its memory
         self._start(member)
 
-    def _gave_up(self, member: Member, method: str, times: int, lost: _Lost) -> UserError:
+    def _gave_up(self, member: Member, method: str, times: int, lost: Lost) -> UserError:
         often = f"{times} times in a row" if times > 1 else "once"
         return UserError(
             f"{member.name}: lost in {method} {often}, more than cluster.max_failures "
@@ -303,14 +231,14 @@ class RayTeam:
 
     def _start(self, member: Member) -> None:
         """Make its actor and queue what it has to go through; does not wait."""
-        member.actor = self._new_actor()
+        member.actor = self._new_actor(member.number)
         member.heart = Heart(member.actor, self.section)
         member.began, member.killed_for = time.monotonic(), ""
 
         def tell(about: Any) -> None:
             member.about = about
 
-        made = member.actor.make.remote(*self._worker)
+        made = member.actor.make.remote(*self._worker(member.number))
         member.starting = [(made, None), (member.actor.ready.remote(), tell)]
         member.starting += self._catch_up(member)
 
@@ -327,7 +255,7 @@ class RayTeam:
                 value = self._take(ref, member, "start")
                 if check:
                     check(value)
-        except _Lost as lost:
+        except Lost as lost:
             self._make_again(member, "start", lost)
             return
         member.starting = []
@@ -359,9 +287,3 @@ class RayTeam:
 def _part(method: str) -> str:
     """Whose method it is, of a worker that holds several parts; see `dro_rl.shared_base`."""
     return method.rpartition(".")[0]
-
-
-def in_short(message: str) -> str:
-    """Of Ray's account of a death, why it died; without identifiers and addresses."""
-    lines = [line for line in message.splitlines() if line and not line.startswith("\t")]
-    return " ".join(lines[1:] or lines)

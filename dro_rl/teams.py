@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from dro_rl.cluster import Cluster, Team
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
+from dro_rl.rank_team import RankTeam
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward import Need
@@ -196,7 +198,7 @@ class Teams:
 
     # --- weights --------------------------------------------------------------------------------
 
-    def synchronise(self, version: int, probe: Example) -> dict[str, float]:
+    def synchronise(self, version: int, probe: Example) -> dict[PolicyName, float]:
         """Give the learners' weights to every process that uses them, and check that they took.
 
         Returns:
@@ -205,7 +207,7 @@ class Teams:
         Raises:
             UserError: a gap exceeds `rollout.max_logp_gap`; both figures are named.
         """
-        gaps = {}
+        gaps: dict[PolicyName, float] = {}
         for policy, learner in self.learners.items():
             weights, users = learner.leave("weights"), self._users(policy).values()
             self.versions[policy] = version
@@ -281,10 +283,26 @@ class Teams:
         return self.recipe.rollout.max_logp_gap or default
 
 
-def _shares(items: Sequence, n: int) -> list[Sequence]:
-    """`items` in n parts that differ by one at most, in order; fewer where there are fewer."""
-    n = min(n, len(items))
-    return [items[i * len(items) // n : (i + 1) * len(items) // n] for i in range(n)]
+def _shares(examples: Sequence[Example], n: int) -> list[Sequence[Example]]:
+    """`examples` in n parts, one a worker, that have about equally much to read; fewer parts where
+    there are fewer questions.
+
+    A part is a run of questions, so results joined in the parts' order are in that of the
+    questions. Cuts are where the characters of questions and candidates come nearest to equal
+    parts: no part exceeds its due by more than its longest question, and the cuts follow from the
+    questions and n alone, not from which worker is free.
+    """
+    n = min(n, len(examples))
+    read = [
+        len(e.question) + sum(len(d.title) + len(d.text) for d in e.candidates) for e in examples
+    ]
+    until = [0, *itertools.accumulate(read)]
+    cuts = [0]
+    for part in range(1, n):
+        due = until[-1] * part / n
+        free = range(cuts[-1] + 1, len(examples) - (n - part) + 1)  # a question for every part
+        cuts.append(min(free, key=lambda cut: abs(until[cut] - due)))
+    return [examples[a:b] for a, b in itertools.pairwise([*cuts, len(examples)])] if n else []
 
 
 def start_teams(
@@ -321,18 +339,7 @@ def start_teams(
     learners: dict[PolicyName, Team] = {}
     if learner_steps is not None:
         for name in recipe.algorithm.train:
-            section = recipe.policy(name)
-            learners[name] = cluster.start(
-                f"{name} learner",
-                Learner,
-                1,
-                recipe,
-                name,
-                section.model,
-                learner_steps,
-                section.learning_rate,
-                stateful=True,
-            )
+            learners[name] = _start_learner(recipe, cluster, name, learner_steps)
     named: list[tuple[str, Team]] = [
         *((f"{n} learner", t) for n, t in learners.items()),
         ("reward service", reward),
@@ -352,12 +359,26 @@ def _ready(teams: Teams, named: Sequence[tuple[str, Team]], console: Console) ->
     return teams
 
 
+def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
+    section, role = recipe.policy(name), f"{name} learner"
+    args = (recipe, name, section.model, steps, section.learning_rate)
+    if section.ranks == 1:
+        return cluster.start(role, Learner, 1, *args, stateful=True)
+    return RankTeam(cluster.start_ranks(role, Learner, section.ranks, *args))
+
+
 def process_count(recipe: Recipe, *, learners: bool) -> int:
     """How many processes `start_teams` makes."""
     if recipe.shares_base and learners:
         return recipe.rollout.workers + 1
-    trained = len(recipe.algorithm.train) if learners else 0
+    trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
     return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
+
+
+def rank_count(recipe: Recipe) -> int:
+    """How many of them belong to learners of several."""
+    ranks = [recipe.policy(p).ranks for p in recipe.algorithm.train]
+    return sum(n for n in ranks if n > 1)
 
 
 def _short(value: object) -> str:

@@ -15,9 +15,10 @@ TRL runs in the process of the command, also on a cluster.
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
+from dro_rl import checkpoint
 from dro_rl.cluster import LocalTeam, open_cluster
+from dro_rl.ending import says_how_to_go_on
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.questions import iteration_size
@@ -39,11 +40,12 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     _check(recipe, len(questions.train))
     from dro_rl.trl_trainer import TrlRun  # TRL takes 10 s to import: after what may be refused
 
-    processes, stacks = (
-        process_count(recipe, learners=True),
-        Path(recipe.tracking.run_dir) / "stacks",
-    )
-    with open_cluster(recipe.cluster, processes, console.say, stacks) as cluster:
+    here = RunDirectory.of(recipe)
+    processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
+    with (
+        open_cluster(recipe.cluster, processes, console.say, stacks) as cluster,
+        says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),
+    ):
         teams = start_teams(recipe, cluster, start.models, console, None)
         section, steps = recipe.selector, steps_per_iteration(recipe, len(questions.train))
         learner = Learner(

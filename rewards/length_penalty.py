@@ -8,7 +8,7 @@ to select nothing.
 The prior exp(-cost) over selections, times the likelihood. In a sum of linear rewards write
 `scale: linear`, which takes exp(-cost) in (0, 1] itself.
 
-Range: (-inf, 0] nats. Scale: log.
+Range: (-inf, 0] nats. Scale: log. Source: our own.
 """
 
 from collections.abc import Sequence

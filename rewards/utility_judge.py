@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from dro_rl.errors import UserError
 from dro_rl.records import Outcome
-from dro_rl.remote import post_json
+from dro_rl.remote import bearer_token, check_url, post_json
 from dro_rl.reward import Reward
 
 PROMPT = (
@@ -49,6 +49,10 @@ class UtilityJudge(Reward):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
 
     remote = True
+
+    def __post_init__(self) -> None:
+        check_url(self.url, "reward UtilityJudge: url")
+        bearer_token(self.key)  # refuses a key where its variable's name should be
 
     def score(self, outcomes: Sequence[Outcome]) -> list[float]:
         with ThreadPoolExecutor(self.concurrency) as pool:

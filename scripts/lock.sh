@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements/cpu.txt and gpu.txt from pyproject.toml, colbert.txt from colbert.in: `make lock`.
+# Writes requirements/cpu.txt and gpu.txt from pyproject.toml, colbert.txt and pylate.txt from their
+# .in: `make lock`.
 # Versions that are in the files already stay as long as they fit; UPGRADE=1 takes the newest.
 # Nothing is installed but the resolver, in a scratch folder; no wheel is downloaded in full.
 set -euo pipefail
@@ -60,12 +61,16 @@ resolve requirements/gpu.txt --extra dev --extra gpu pyproject.toml --constraint
 
 # Ray's processes have to be of one version, here and there.
 grep '^ray==' requirements/cpu.txt >"$scratch/ray.txt"
-cp requirements/colbert.txt "$scratch/known.txt"
-cat >"$scratch/header.txt" <<'HEADER'
-# Every package of the environment of retrieval.kind: colbert but PyTorch, which comes first
-# (requirements/torch-cpu.txt). Linux x86-64, Python 3.11. Made by: make lock, from colbert.in
+# Each of its builds is for one version of PyTorch, and none for ours; dro_rl.retrieval has an index.
+echo fast-plaid >>"$scratch/excluded.txt"
+for kind in colbert pylate; do
+    cp "requirements/$kind.txt" "$scratch/known.txt"
+    cat >"$scratch/header.txt" <<HEADER
+# Every package of the environment of retrieval.kind: $kind but PyTorch, which comes first
+# (requirements/torch-cpu.txt). Linux x86-64, Python 3.11. Made by: make lock, from $kind.in
 #
-#   make colbert-env
+#   make $kind-env
 HEADER
-resolve requirements/colbert.txt requirements/colbert.in "$scratch/ray.txt" \
-    --excludes "$scratch/excluded.txt" "$scratch/torch-needs.txt"
+    resolve "requirements/$kind.txt" "requirements/$kind.in" "$scratch/ray.txt" \
+        --excludes "$scratch/excluded.txt" "$scratch/torch-needs.txt"
+done

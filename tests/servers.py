@@ -1,8 +1,9 @@
-"""A local server that speaks JSON, as good or as bad as a test wants it."""
+"""Local servers, as good or as bad as a test wants them."""
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,3 +39,30 @@ def serving(answer: Answer) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def speaking(say: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that reads a request and then sends whatever `say` sends."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer(caller: socket.socket) -> None:
+        with caller:
+            try:
+                caller.recv(2**16)
+                say(caller)
+            except OSError:  # who asked had waited long enough
+                pass
+
+    def listen() -> None:
+        while True:
+            try:
+                caller, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(caller,), daemon=True).start()
+
+    threading.Thread(target=listen, daemon=True).start()
+    with listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)

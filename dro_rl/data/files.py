@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ijson
+from ijson.common import ObjectBuilder
 
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
 
 _GZIP = b"\x1f\x8b"
+_DEEPEST = 100  # levels of brackets in a list; data sets have a handful
 
 
 class MadeUpId(str):
@@ -88,14 +90,44 @@ def _records(stream: io.BufferedReader[Any], path: str) -> Iterator[Record]:
 def _list(stream: io.BufferedReader[Any], path: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
-        for number, content in enumerate(ijson.items(stream, "item", use_float=True), start=1):
+        for number, content in enumerate(_items(stream), start=1):
             yield number, content
+    except _TooDeepError as error:
+        raise UserError(
+            f"{path}, question {number + 1}: is nested more than {_DEEPEST} levels deep: the file "
+            "is damaged, or is not of this kind"
+        ) from error
     except ijson.JSONError as error:
         what = "UTF-8" if "UTF8" in str(error) else "JSON"
         raise UserError(
             f"{path}, question {number + 1}: is not {what} ({_first_line(error)}): the file is "
             "cut short or damaged, or is not of this kind"
         ) from error
+
+
+class _TooDeepError(Exception):
+    pass
+
+
+def _items(stream: io.BufferedReader[Any]) -> Iterator[Any]:
+    """The items of a JSON list, as `ijson.items` has them, which keeps the path of every level that
+    is open: memory that grows with the square of how deep they are."""
+    depth, builder = 0, ObjectBuilder()
+    for event, value in ijson.basic_parse(stream, use_float=True):
+        if event in ("start_map", "start_array"):
+            depth += 1
+            if depth > _DEEPEST:
+                raise _TooDeepError
+            if depth == 1:
+                continue
+        elif event in ("end_map", "end_array"):
+            depth -= 1
+            if depth == 0:
+                continue
+        builder.event(event, value)
+        if depth == 1:
+            yield builder.value
+            builder = ObjectBuilder()
 
 
 def _first_line(error: ijson.JSONError) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -18,6 +18,9 @@ from transformers import (
 )
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import located
+from dro_rl.model_folders import refuse_pickled
+from dro_rl.policy import sharding
 from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import PromptWriter, prompt_style
 
@@ -40,13 +43,14 @@ def resolve_model(name: str) -> str:
             known = ", ".join(f"builtin/{p.name}" for p in sorted(BUILTIN.glob("*/")))
             raise UserError(f"{name}: this package carries no such model; it has {known}")
         return str(folder)
-    folder = Path(name).expanduser()
-    if folder.exists():
+    folder = located(name)
+    if os.path.exists(folder):  # Path's own raises at long names
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"{name}: not a model's folder (it has no config.json): give the folder that "
                 "save_pretrained wrote"
             )
+        refuse_pickled(folder, name)
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(
@@ -64,8 +68,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     source = resolve_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # a damaged file makes transformers raise a dozen unrelated kinds
         raise _not_loadable(name, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token: set eos_token in it")
@@ -93,8 +97,10 @@ def check_context(section: PolicySection, name: str) -> None:
         UserError: it is, or the model has no readable configuration.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name))
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # as above
         raise _not_loadable(name, "configuration", error) from error
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and context < section.max_length:
@@ -104,8 +110,10 @@ def check_context(section: PolicySection, name: str) -> None:
         )
 
 
-def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrainedModel:
-    """A causal LM on this process's device.
+def load_model(
+    section: PolicySection, name: str, *, training: bool, device: str | None = None
+) -> PreTrainedModel:
+    """A causal LM, by default on this process's GPU where it has one.
 
     For training, weights that learn are float32 whatever `dtype` says, since a bfloat16 weight
     loses updates smaller than 1/256 of it; the forward pass then runs under autocast.
@@ -117,15 +125,25 @@ def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrain
     full = training and section.lora is None
     dtype = torch.float32 if full else _DTYPES[section.dtype]
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if training:
             _without_dropout(config)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, read = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # as above
         raise _not_loadable(name, "model", error) from error
+    if read["missing_keys"]:  # which transformers fills with random numbers
+        lacking = ", ".join(sorted(read["missing_keys"])[:3])
+        raise UserError(f"{name}: its weights lack {lacking}: the file is damaged or incomplete")
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).train(training)
 
 
@@ -221,9 +239,9 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     W + BA is computed beside W: merging in place and back would drift by rounding each time.
     A tied output embedding is left out, as Hugging Face checkpoints do.
     """
-    factors = dict(adapter_factors(model))
+    factors = {name: sharding.whole(factor) for name, factor in adapter_factors(model)}
     for name, weight in _plain_weights(model):
-        yield name, _adapted(name, weight, factors)
+        yield name, _adapted(name, sharding.whole(weight), factors)
 
 
 def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -266,7 +284,10 @@ class Received:
         if not self._base:
             dtype = _DTYPES[self._section.dtype]
             model = AutoModelForCausalLM.from_pretrained(
-                resolve_model(self._section.model), dtype=dtype
+                resolve_model(self._section.model),
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
             self._base = dict(_plain_weights(model))
         unknown = {name.rpartition(":")[0] for name in tensors} - self._base.keys()
@@ -289,13 +310,23 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_policy(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    writes: bool = True,
 ) -> None:
-    """Write the policy in Hugging Face format, LoRA folded in, weights in `dtype`."""
+    """Write the policy in Hugging Face format, LoRA folded in, weights in `dtype`.
+
+    Of a model in parts, all ranks do this together, and one of them writes.
+    """
     plain = _without_peft(model)
-    state = {name: w.detach().to("cpu", dtype) for name, w in merged_weights(model)}
+    state = {n: w.detach().to("cpu", dtype) for n, w in merged_weights(model) if writes}
+    if not writes:
+        return
     plain.save_pretrained(folder, state_dict=state)
-    config = type(plain.config).from_pretrained(folder)
+    config = type(plain.config).from_pretrained(folder, trust_remote_code=False)
     config.dtype = dtype  # save_pretrained writes the dtype that the learner trains in
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -23,6 +23,7 @@ from dro_rl.retrieval_sections import (
     Fusion,
     GivenRetrieval,
     HttpRetrieval,
+    Pylate,
     Retrieval,
     Searching,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "add_candidates",
     "make_retriever",
     "open_retriever",
+    "with_ranking",
 ]
 
 
@@ -65,7 +67,7 @@ def add_candidates(
     """
     found = _search(examples, corpus_examples, retrieval, advance, say)
     return [
-        _with_candidates(example, _mark_gold(example, ranking), retrieval, seed, required)
+        with_ranking(example, _mark_gold(example, ranking), retrieval, seed, required)
         for example, ranking in zip(examples, found, strict=True)
     ]
 
@@ -89,7 +91,9 @@ def open_retriever(
 
 
 def make_retriever(
-    settings: Bm25 | Dense | Colbert | Fusion, cache: Path, say: Say = lambda text: None
+    settings: Bm25 | Dense | Colbert | Pylate | Fusion,
+    cache: Path,
+    say: Say = lambda text: None,
 ) -> Retriever:
     """One way to search; it has no index yet. Each brings libraries that the others don't need."""
     if isinstance(settings, Fusion):
@@ -105,6 +109,10 @@ def make_retriever(
         from dro_rl.retrieval.colbert import ColbertRetriever
 
         return ColbertRetriever(settings, cache, say)
+    if isinstance(settings, Pylate):
+        from dro_rl.retrieval.pylate import PylateRetriever
+
+        return PylateRetriever(settings, cache, say)
     from dro_rl.retrieval.bm25 import Bm25Retriever
 
     return Bm25Retriever(settings, cache, say)
@@ -158,9 +166,14 @@ def _marked(document: Document, gold: set[tuple[str, str]]) -> Document:
     return replace(document, is_gold=is_gold) if is_gold != document.is_gold else document
 
 
-def _with_candidates(
+def with_ranking(
     example: Example, ranking: Ranking, retrieval: Retrieval, seed: int, required: int
 ) -> Example:
+    """The example with a ranking as its candidates; see `add_candidates`.
+
+    Raises:
+        UserError: there are fewer than `required`.
+    """
     if len(ranking) < required:
         raise UserError(
             f"example {example.id!r} has {len(ranking)} candidate documents, fewer than the "

@@ -19,6 +19,10 @@ from dro_rl.retrieval.folders import scratch
 from dro_rl.retrieval.retriever import Ranking, Retriever, Say, best
 from dro_rl.retrieval_sections import Bm25
 
+# Part of an index's name. Raise it when a change here or in bm25_blocks.py gives other words, other
+# scores or other files.
+_FORMAT = 1
+
 
 class Bm25Retriever(Retriever):
     """BM25 over titles and texts. Equal scores keep the order of the corpus; passages that share
@@ -32,7 +36,8 @@ class Bm25Retriever(Retriever):
 
     def makers(self) -> Mapping[str, Any]:
         versions = {name: version(name) for name in ("bm25s", "PyStemmer")}
-        return {**versions, "words": "english", "k1": self.settings.k1, "b": self.settings.b}
+        settings = {"words": "english", "k1": self.settings.k1, "b": self.settings.b}
+        return {"format": _FORMAT, **versions, **settings}
 
     def _build(self, corpus: Corpus, folder: Path) -> None:
         words = (_words(list(map(_text, block))) for block in corpus.blocks())
@@ -41,7 +46,9 @@ class Bm25Retriever(Retriever):
             build_in_blocks(words, empty, place).save(folder, show_progress=False)
 
     def _open(self) -> None:
-        self.scorer = bm25s.BM25.load(self.folder, mmap=True, show_progress=False)
+        self.scorer = bm25s.BM25.load(
+            self.folder, mmap=True, allow_pickle=False, show_progress=False
+        )
         if self.scorer.scores["num_docs"] != len(self.corpus):
             raise ValueError(f"it has {self.scorer.scores['num_docs']} passages")
 

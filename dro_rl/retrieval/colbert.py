@@ -1,17 +1,9 @@
-"""ColBERT (arXiv 2004.12832, 2112.01488) by RAGatouille, in an environment of its own.
-
-RAGatouille's dependencies cannot live beside transformers 5. So the work is done by a Ray actor
-whose process is started with that environment's Python (`py_executable`), on this process's node.
-"""
+"""ColBERT (arXiv 2004.12832, 2112.01488) by RAGatouille, in an environment of its own."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from dro_rl.errors import UserError
-from dro_rl.jsonlines import located
 from dro_rl.retrieval import colbert_worker
 from dro_rl.retrieval.corpus import Corpus
+from dro_rl.retrieval.environments import Elsewhere
 from dro_rl.retrieval.folders import damaged, digest, made_folder
 from dro_rl.retrieval.model_files import local_model, model_identity
 from dro_rl.retrieval.retriever import Retriever, Say
 from dro_rl.retrieval_sections import Colbert
 
+# Part of an index's name. Raise it when a change in colbert_worker.py gives another index.
+_FORMAT = 1
 _LIBRARIES = ("ragatouille", "colbert-ai")
-_REMAKE = "make it again with `make colbert-env` (retrieval.environment)"
 _FEWEST = 100  # passages; k-means wants more tokens than centroids
 _METADATA = "artifact.metadata"
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class ColbertRetriever(Retriever):
@@ -44,26 +36,22 @@ class ColbertRetriever(Retriever):
     def __init__(self, settings: Colbert, cache: Path, say: Say = lambda text: None) -> None:
         super().__init__(cache, say)
         self.settings = settings
-        self.python = find_python(settings.environment)
-        self.versions = _versions(self.python)
-        self._started_ray = False
-        self._worker: Any = None
+        self.worker = Elsewhere(
+            self.kind,
+            settings.environment,
+            _LIBRARIES,
+            colbert_worker,
+            lambda: (str(self.checkpoint), settings.max_length),
+        )
 
     def makers(self) -> Mapping[str, Any]:
-        versions = {name: self.versions[name] for name in _LIBRARIES}
-        model = self.checkpoint.name
-        return {"model": model, "max_length": self.settings.max_length, **versions}
+        versions = {name: self.worker.versions[name] for name in _LIBRARIES}
+        settings = {"model": self.checkpoint.name, "max_length": self.settings.max_length}
+        return {"format": _FORMAT, **settings, **versions}
 
     def close(self) -> None:
         super().close()
-        import ray
-
-        if self._worker is not None:
-            ray.kill(self._worker)
-            self._worker = None
-        if self._started_ray:
-            ray.shutdown()
-            self._started_ray = False
+        self.worker.close()
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -101,13 +89,18 @@ class ColbertRetriever(Retriever):
                 f"retrieval.kind: colbert: {len(corpus)} passages are too few to learn the "
                 f"centroids of an index from, {_FEWEST} are the least: take retrieval.kind: dense"
             )
-        self._call("index", str(corpus.passages), str(folder))
+        self.worker.call("index", str(corpus.passages), str(folder))
 
     def _open(self) -> None:
-        self._call("open", str(self.folder))
+        from ray.exceptions import RayTaskError
+
+        try:
+            self.worker.call("open", str(self.folder))
+        except RayTaskError as error:
+            raise ValueError(f"RAGatouille cannot open it: {error.cause}") from error
 
     def _rank(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        found = self._call("search", list(questions), k)
+        found = self.worker.call("search", list(questions), k)
         rows = np.full((len(questions), k), -1, dtype=np.int64)
         scores = np.zeros((len(questions), k), dtype=np.float32)
         for i, hits in enumerate(found):
@@ -116,96 +109,3 @@ class ColbertRetriever(Retriever):
         if rows.size and rows.max() >= len(self.corpus):
             raise damaged(self.folder, f"it names passage {rows.max()} of {len(self.corpus)}")
         return rows, scores
-
-    def _call(self, method: str, *args: Any) -> Any:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        if self._worker is None:
-            self._worker = self._start()
-        try:
-            return ray.get(getattr(self._worker, method).remote(*args))
-        except RayTaskError as error:
-            if method == "open":
-                raise ValueError(f"RAGatouille cannot open it: {error.cause}") from error
-            raise
-        except RayError as error:
-            raise UserError(
-                f"retrieval.kind: colbert: its process with {self.python} ended in {method}: "
-                f"{error}"
-            ) from error
-
-    def _start(self) -> Any:
-        import ray
-        from ray import cloudpickle
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        if not ray.is_initialized():
-            _start_ray()
-            self._started_ray = True
-        cloudpickle.register_pickle_by_value(colbert_worker)
-        path = f"{self.python.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
-        here = ray.get_runtime_context().get_node_id()  # where index and environment are
-        worker = ray.remote(colbert_worker.Worker).options(
-            num_cpus=0,
-            runtime_env={"py_executable": str(self.python), "env_vars": {"PATH": path}},
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        )
-        return worker.remote(str(self.checkpoint), self.settings.max_length)
-
-
-def find_python(name: str) -> Path:
-    """The Python of an environment: of the working folder, or of the checkout.
-
-    Raises:
-        UserError: there is none; says how to make it.
-    """
-    path = located(name)
-    for place in (path, _CHECKOUT / path):
-        if os.path.isfile(place):
-            return place.absolute()  # not resolved: the link is what makes it the environment's
-    raise UserError(
-        f"retrieval.kind: colbert runs in a Python environment of its own, and there is none at "
-        f"{name}: make it with `make colbert-env`, or set retrieval.environment to its Python"
-    )
-
-
-def _versions(python: Path) -> dict[str, str]:
-    """Versions in that environment; without this check Ray would wait for its process for ever.
-
-    Raises:
-        UserError: something is missing there, or Ray or Python are others than here.
-    """
-    import ray
-
-    names = ["ray", *_LIBRARIES]
-    code = (
-        "import json, platform, sys; from importlib.metadata import version; "
-        "print(json.dumps({n: version(n) for n in sys.argv[1:]} | "
-        "{'python': platform.python_version()}))"
-    )
-    try:
-        done = subprocess.run(
-            [python, "-I", "-c", code, *names], capture_output=True, text=True, timeout=60
-        )
-        versions = json.loads(done.stdout) if done.returncode == 0 else None
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{python} does not work as a Python: {error}; {_REMAKE}") from error
-    if versions is None:
-        told = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{python} lacks something of {', '.join(names)}: {told}; {_REMAKE}")
-    for name, ours in (("ray", ray.__version__), ("python", platform.python_version())):
-        if versions[name] != ours:
-            raise UserError(f"{python} has {name} {versions[name]}, here is {ours}; {_REMAKE}")
-    return versions
-
-
-def _start_ray() -> None:
-    import ray
-
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):  # a job has to take its cluster
-        ray.init(**quiet)
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no token file in the home folder
-    ray.init(address="local", include_dashboard=False, object_store_memory=200_000_000, **quiet)

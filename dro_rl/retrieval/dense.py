@@ -19,6 +19,8 @@ from dro_rl.retrieval_sections import Dense
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+# Part of an index's name. Raise it when a change here gives other vectors, cells or files.
+_FORMAT = 1
 _VECTORS, _CELLS = "vectors.npy", "cells.faiss"
 _BLOCK = 65_536  # vectors compared at once: 100 MB as float32 of 384 components
 
@@ -47,6 +49,7 @@ class DenseRetriever(Retriever):
     def makers(self) -> Mapping[str, Any]:
         libraries = ["sentence-transformers", *(["faiss-cpu"] if self._uses_faiss() else [])]
         return {
+            "format": _FORMAT,
             "model": model_identity(self.model_folder),
             "index": self.settings.index,
             "passage_prefix": self.settings.passage_prefix,
@@ -72,7 +75,8 @@ class DenseRetriever(Retriever):
         if self._uses_faiss():
             exact = self.settings.model_copy(update={"index": "exact"})
             encoded = DenseRetriever(exact, self.cache, self.say).index(corpus)
-            _write_cells(np.load(encoded / _VECTORS, mmap_mode="r"), folder / _CELLS)
+            vectors = np.load(encoded / _VECTORS, mmap_mode="r", allow_pickle=False)
+            _write_cells(vectors, folder / _CELLS)
         else:
             self._write_vectors(corpus, folder / _VECTORS)
 
@@ -87,7 +91,7 @@ class DenseRetriever(Retriever):
             self.cells.nprobe = self.settings.probes
             found = self.cells.ntotal
         else:
-            self.vectors = np.load(self.folder / _VECTORS, mmap_mode="r")
+            self.vectors = np.load(self.folder / _VECTORS, mmap_mode="r", allow_pickle=False)
             found = len(self.vectors)
         if found != len(self.corpus):
             raise ValueError(f"it has vectors of {found} passages")
@@ -130,7 +134,11 @@ class DenseRetriever(Retriever):
             from sentence_transformers import SentenceTransformer  # seconds to import
 
             try:
-                self._model = SentenceTransformer(str(self.model_folder))
+                self._model = SentenceTransformer(
+                    str(self.model_folder),
+                    model_kwargs={"use_safetensors": True},
+                    trust_remote_code=False,
+                )
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"retrieval.model: {self.settings.model} cannot be loaded as a model of "

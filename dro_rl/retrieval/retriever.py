@@ -15,6 +15,8 @@ from dro_rl.retrieval.folders import damaged, digest, made_folder
 
 Ranking = list[tuple[Document, float]]  # best first; a score is higher for the better document
 Say = Callable[[str], object]
+# Part of the name of kept candidates. Raise it when the same index is searched in another way.
+_FORMAT = 1
 AT_ONCE = 256  # questions that are ranked at once
 
 
@@ -145,6 +147,7 @@ def kept_rank(
         np.save(folder / "scores.npy", scores)
 
     makers = {
+        "format": _FORMAT,
         "index": retriever.folder.name,
         "search": dict(retriever.search_makers()),
         "k": k,
@@ -152,6 +155,9 @@ def kept_rank(
     }
     folder = made_folder(retriever.cache, "candidates", makers, write)
     try:
-        return np.load(folder / "rows.npy"), np.load(folder / "scores.npy")
+        rows, scores = (
+            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("rows", "scores")
+        )
+        return rows, scores
     except (OSError, ValueError, EOFError) as error:
         raise damaged(folder, str(error)) from error

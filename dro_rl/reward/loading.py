@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import get_args
 
 from dro_rl.errors import UserError
+from dro_rl.remote import check_url
 from dro_rl.resources import find_file
 from dro_rl.reward.base import Need, Reward, Scale
 from dro_rl.reward.settings import checked_settings
@@ -29,7 +30,7 @@ def load_reward(reward: str | RewardSection | Sequence[WeightedReward]) -> Rewar
             `scale` or `needs` that is none, or a server that does not answer.
     """
     if isinstance(reward, str):
-        reward = RewardSection(use=reward)
+        reward = RewardSection(use=check_url(reward, "reward") if "://" in reward else reward)
     if isinstance(reward, RewardSection):
         return _load(reward)
     return WeightedSum([Term(_load(r), r.weight, r.scale) for r in reward])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import os
 import socket
 import threading
 import traceback
@@ -11,15 +11,21 @@ from collections.abc import Callable
 
 from fastapi import FastAPI, HTTPException, Response
 from fastapi import Request as HttpRequest
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.middleware.base import RequestResponseEndpoint
 
 from dro_rl.errors import UserError
+from dro_rl.jsonlines import describe
+from dro_rl.remote import bearer_token, is_loopback
 from dro_rl.reward.base import Reward
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.wire import Reply, Request, from_request
 
 _LARGEST_BODY = 256 * 2**20  # bytes: some ten thousand questions with 20 documents each
+_SLOWEST_BODY = 60  # seconds that a body may take to arrive
+_AT_ONCE = 64  # connections; a further one is answered 503
 
 
 def make_app(reward: Reward, token: str | None = None) -> FastAPI:
@@ -51,11 +57,25 @@ def make_app(reward: Reward, token: str | None = None) -> FastAPI:
         return {"status": "ok", "reward": name, "scale": reward.scale, "needs": reward.needs}
 
     @app.post("/score")
-    def score(request: Request) -> Reply:
+    async def score(request: HttpRequest) -> Reply:
+        asked = await _read(request)
+        return await run_in_threadpool(answer, asked)
+
+    def answer(asked: Request) -> Reply:
         with one_at_a_time:
-            return _reply(reward, request)
+            return _reply(reward, asked)
 
     return app
+
+
+async def _read(request: HttpRequest) -> Request:
+    try:
+        async with asyncio.timeout(_SLOWEST_BODY):
+            return Request.model_validate_json(await request.body())
+    except TimeoutError as error:
+        raise HTTPException(408, f"send the body within {_SLOWEST_BODY} s") from error
+    except ValidationError as error:
+        raise HTTPException(422, describe(error)) from error
 
 
 def _reply(reward: Reward, request: Request) -> Reply:
@@ -83,13 +103,16 @@ def serve(reward: Reward, host: str, port: int, say: Callable[[str], None]) -> N
     import uvicorn
 
     listening = _listen(host, port)
-    token = os.environ.get("DRO_RL_TOKEN")
+    token = bearer_token()
     named = f"[{host}]" if ":" in host else host
     address = f"http://{named}:{listening.getsockname()[1]}"
     needs = ", ".join(reward.needs) or "nothing"
     say(f"{type(reward).__name__}: scale {reward.scale}, needs {needs}")
     say(f"reward: {address}/score" + ("" if token else "  (no DRO_RL_TOKEN: for anyone who asks)"))
-    config = uvicorn.Config(make_app(reward, token), log_level="warning")
+    if token is None and not is_loopback(host):
+        say(f"warning: {host} is reached from other machines: set DRO_RL_TOKEN to ask for a token")
+    app = make_app(reward, token)
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=_AT_ONCE)
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -169,6 +169,8 @@ def start_llm(
     with quiet():
         return LLM(
             model_dir,
+            load_format="safetensors",
+            trust_remote_code=False,
             dtype=section.dtype,
             seed=seed,
             max_model_len=section.max_length,

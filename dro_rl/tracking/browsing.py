@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dro_rl.tracking import stored
 from dro_rl.tracking.run_directory import RunDirectory
 
 _QUESTIONS = 2000  # of a block: what a page holds without getting slow
@@ -79,7 +80,7 @@ def held_out_rollouts(run: RunDirectory) -> dict[str, Any]:
     block = _Block()
     shown = {row["example"]: row for row in islice(run.held_out(), _QUESTIONS)}
     for evaluation in run.evaluations():
-        for row in run.evaluated_questions(evaluation["iteration"]):
+        for row in run.evaluated_questions(evaluation["iteration"], stored.Answered):
             if row["example"] in shown:
                 view = {"iteration": evaluation["iteration"], **_evaluated(row)}
                 block.add(shown[row["example"]], view)

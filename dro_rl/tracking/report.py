@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dro_rl.errors import UserError
 from dro_rl.evaluation.significance import paired_bootstrap
+from dro_rl.recipe_file import read_settings
+from dro_rl.tracking import stored
 from dro_rl.tracking.browsing import held_out_rollouts, training_rollouts
 from dro_rl.tracking.pages import page
 from dro_rl.tracking.run_directory import RunDirectory, write_text
@@ -55,10 +56,7 @@ def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
     for i, run in enumerate(runs):
         blocks[f"held-out-{i}"] = held_out_rollouts(run)
         blocks[f"training-{i}"] = training_rollouts(run)
-    try:
-        write_text(path, page("run", title, data, blocks))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, page("run", title, data, blocks))
 
 
 def _require_reportable(run: RunDirectory) -> None:
@@ -108,13 +106,17 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _run(run: RunDirectory, name: str) -> dict[str, Any]:
-    evaluations = run.evaluations()
+    evaluations = [stored.checked(e, stored.Summary, run.path) for e in run.evaluations()]
     evaluated = {e["iteration"]: _figures(run, e["iteration"]) for e in evaluations}
-    recipe = (run.path / "recipe.yaml").read_text("utf-8")
+    recipe = run.path / "recipe.yaml"
+    try:
+        about, text = _about(read_settings(recipe)), recipe.read_text("utf-8")
+    except (KeyError, TypeError) as error:
+        raise stored.damaged(recipe, f"it lacks {error}") from error
     return {
         "name": name,
-        "about": _about(yaml.safe_load(recipe)),
-        "recipe": recipe,
+        "about": about,
+        "recipe": text,
         "evaluations": evaluations,
         "headline": _headline(evaluations, evaluated),
         "movement": _movement(evaluated),
@@ -128,7 +130,7 @@ def _figures(run: RunDirectory, iteration: int) -> list[dict[str, Any]]:
     """Of each held-out question what the page counts, without its texts."""
     return [
         {key: row[key] for key in ("example", "documents", *_HEADLINE)}
-        for row in run.evaluated_questions(iteration)
+        for row in run.evaluated_questions(iteration, stored.Answered)
     ]
 
 
@@ -205,7 +207,7 @@ def _steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if isinstance(value, int | float)]
     return sum(known) / len(known) if known else None
 
 

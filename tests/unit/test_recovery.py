@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console as RichConsole
 
 from dro_rl.errors import UserError
+from dro_rl.ray_results import WorkerLost, in_short
 from dro_rl.recovery import keep_going
-from dro_rl.supervision import WorkerLost, in_short
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
@@ -20,7 +20,7 @@ def attempts(losses: int, most: int) -> tuple[list[str], str]:
     """What happens in a run whose first attempts lose a learner, and what is said."""
     happened, said = list[str](), io.StringIO()
 
-    def attempt() -> None:
+    def attempt(done: int) -> None:
         happened.append("attempt")
         if happened.count("attempt") <= losses:
             raise WorkerLost("selector learner: lost in step (it died)")
@@ -30,7 +30,7 @@ def attempts(losses: int, most: int) -> tuple[list[str], str]:
         restart_learners=lambda: happened.append("restart"),
     )
     console = Console(RichConsole(file=said, soft_wrap=True))
-    keep_going(attempt, teams, RunDirectory(Path("runs/x")), console)
+    keep_going(attempt, 0, teams, RunDirectory(Path("runs/x")), console)
     return happened, said.getvalue()
 
 

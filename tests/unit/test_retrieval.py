@@ -16,6 +16,7 @@ from real_data import REAL, needs_real_data
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates, open_retriever
+from dro_rl.retrieval import bm25 as bm25_module
 from dro_rl.retrieval import retriever as retriever_module
 from dro_rl.retrieval.corpus import open_corpus
 from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval
@@ -204,6 +205,17 @@ def test_an_index_is_made_once(tmp_path, monkeypatch):
         search(tmp_path, "rivers", 2, CATS, FISH, DOGS)
     with pytest.raises(TypeError):  # other settings
         search(tmp_path, "rivers", 2, CATS, FISH, k1=0.9)
+
+
+def test_a_change_of_our_own_code_makes_an_index_and_its_candidates_anew(tmp_path, monkeypatch):
+    settings = bm25(tmp_path)
+    add_candidates(QUESTIONS, QUESTIONS, settings, seed=0, required=2)
+    monkeypatch.setattr(retriever_module, "_FORMAT", retriever_module._FORMAT + 1)
+    add_candidates(QUESTIONS, QUESTIONS, settings, seed=0, required=2)
+    assert (len(folders(tmp_path, "bm25")), len(folders(tmp_path, "candidates"))) == (1, 2)
+    monkeypatch.setattr(bm25_module, "_FORMAT", bm25_module._FORMAT + 1)
+    add_candidates(QUESTIONS, QUESTIONS, settings, seed=0, required=2)
+    assert (len(folders(tmp_path, "bm25")), len(folders(tmp_path, "candidates"))) == (2, 3)
 
 
 def test_questions_are_ranked_some_at_once(tmp_path, monkeypatch):

@@ -162,7 +162,7 @@ def test_the_request_in_the_docs_gets_the_reply_in_the_docs():
     [
         ({"selections": [{"documents": [1]}]}, 400, "question q1: documents [1] are not all among"),
         ({"selections": [{"documents": [-1]}]}, 422, "greater than or equal to 0"),
-        ({"answers": "Lyon"}, 422, "valid list"),
+        ({"answers": "Lyon"}, 422, "valid array"),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(change, status, told):

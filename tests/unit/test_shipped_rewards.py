@@ -37,7 +37,7 @@ def test_every_reward_says_its_range_scale_and_source_and_is_in_the_docs():
     table = (ROOT / "docs" / "rewards.md").read_text()
     for path in (ROOT / "rewards").glob("*.py"):
         text = path.read_text()
-        assert "Range: " in text and "Scale: " in text, path
+        assert all(word in text for word in ("Range: ", "Scale: ", "Source: ")), path
         assert f"`{path.stem}`" in table, path
 
 

@@ -1,4 +1,5 @@
-"""ColBERT through RAGatouille in its own environment, with MiniLM's weights, on real questions."""
+"""ColBERT through RAGatouille and PyLate in their own environments, with MiniLM's weights, on real
+questions."""
 
 from __future__ import annotations
 
@@ -11,26 +12,27 @@ import ray
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
-from dro_rl.retrieval.colbert import find_python
-from dro_rl.retrieval_sections import ColbertRetrieval
+from dro_rl.retrieval.environments import find_python
+from dro_rl.retrieval_sections import ColbertRetrieval, PylateRetrieval
 from scripts.minilm_colbert import make_checkpoint
 from tests.real_data import REAL, needs_real_data
 
 
-def has_environment() -> bool:
+def has_environment(kind: str) -> bool:
     try:
-        find_python(".venv-colbert/bin/python")
+        find_python(kind, f".venv-{kind}/bin/python")
     except UserError:
         return False
     return True
 
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not has_environment(), reason="no .venv-colbert: make colbert-env"),
-    needs_real_data,
-]
+def installed(kind: str):
+    reason = f"no .venv-{kind}: make {kind}-env"
+    return pytest.param(kind, marks=pytest.mark.skipif(not has_environment(kind), reason=reason))
+
+
+SECTIONS = {"colbert": ColbertRetrieval, "pylate": PylateRetrieval}
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), needs_real_data]
 
 
 def questions(name: str, count: int) -> list[Example]:
@@ -43,11 +45,12 @@ def questions(name: str, count: int) -> list[Example]:
     return examples
 
 
-def test_gold_paragraphs_are_found_and_the_index_is_kept(tmp_path: Path):
+@pytest.mark.parametrize("kind", [installed("colbert"), installed("pylate")])
+def test_gold_paragraphs_are_found_and_the_index_is_kept(tmp_path: Path, kind: str):
     make_checkpoint(tmp_path / "model")
     (tmp_path / "model").rename(tmp_path / "moved")
-    settings = ColbertRetrieval(
-        kind="colbert",
+    settings = SECTIONS[kind](
+        kind=kind,
         model=str(tmp_path / "moved"),
         max_length=96,
         candidates=10,
@@ -66,7 +69,7 @@ def test_gold_paragraphs_are_found_and_the_index_is_kept(tmp_path: Path):
         for before, after in zip(examples, ready, strict=True)
     ]
     assert sum(shares) / len(shares) >= 0.75
-    assert told == ["colbert: indexing 200 passages"]
+    assert told == [f"{kind}: indexing 200 passages"]
     (alone,) = found(examples[3:4])  # one question, by the index that is there
     assert alone.candidates == ready[3].candidates
     assert alone.scores == pytest.approx(ready[3].scores, abs=1e-3)

@@ -1,0 +1,222 @@
+"""Bytes that each process of a run holds at most, by what they are.
+
+Weights, gradients and AdamW's moments are counted; activations follow from what autograd keeps of
+the layers of transformers' Llama, line by line in `kept`; what libraries take before any model is a
+constant, measured on a CPU. benchmarks/memory_estimate.py compares all of it with runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dro_rl.algorithm_sections import GrpoAlgorithm
+from dro_rl.estimate.passes import Pass, largest
+from dro_rl.estimate.shape import Shape
+from dro_rl.recipe import PolicyName, PolicySection, Recipe
+
+GIB = 2**30
+PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")
+
+# Of processes before any model [GiB]: on a CPU resident, on a GPU CUDA's context and workspaces.
+_LIBRARIES = {"cpu": 0.55, "gpu": 0.6}
+_VLLM = {"cpu": 1.25, "gpu": 1.0}
+_TRAINER = 0.7
+
+_FLOAT32 = 4
+_CHUNK = 2**24  # logits made at a time, see dro_rl.policy.likelihood
+_COPIES_OF_LOGITS = 4  # float32: logits, log-probabilities, the gradients of both
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one process holds at most [GiB], by PARTS; `policy` whose model it has."""
+
+    role: str
+    policy: PolicyName
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Footprint:
+    """Of a learner, at the end of a step's last forward pass."""
+    section, load = recipe.policy(policy), largest(recipe, policy)
+    width = _width(section)
+    trained = shape.adapters(section.lora) if section.lora else shape.parameters
+    weights = shape.parameters * (width if section.lora else _FLOAT32)
+    if section.lora:
+        weights += trained * _FLOAT32
+    elif width < _FLOAT32:
+        weights += shape.parameters * width  # autocast's copies, held until the backward pass
+    algorithm = recipe.algorithm
+    restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
+    if policy == "selector" and restrained and not section.lora:
+        weights += shape.parameters * width  # the frozen reference
+    return Footprint(
+        f"{policy} learner",
+        policy,
+        _gib(
+            process=_LIBRARIES[device] * GIB,
+            weights=weights,
+            gradients=trained * _FLOAT32,
+            optimiser=2 * trained * _FLOAT32,
+            activations=load.tokens * _activations(section, shape),
+            logits=_logits(section, shape, load),
+        ),
+    )
+
+
+def reward(recipe: Recipe, shape: Shape, device: str) -> Footprint:
+    """Of a reward service, which holds the generator and keeps nothing for a backward pass."""
+    section, load = recipe.generator, largest(recipe, "generator")
+    return Footprint(
+        "reward service",
+        "generator",
+        _gib(
+            process=_LIBRARIES[device] * GIB,
+            weights=shape.parameters * _width(section) * _times_held(recipe, "generator", device),
+            activations=load.tokens * _at_once(section, shape),
+            logits=_logits(section, shape, load) / 2,  # no gradients
+        ),
+    )
+
+
+def engine(
+    recipe: Recipe, policy: PolicyName, shape: Shape, device: str, gpu_gib: float
+) -> Footprint:
+    """Of a policy's engine. On a GPU, vLLM takes its share of the card, whatever the model."""
+    section, rollout = recipe.policy(policy), recipe.rollout
+    weights = shape.parameters * _width(section) * _times_held(recipe, policy, device)
+    if rollout.engine == "transformers":
+        parts = _gib(
+            process=_LIBRARIES[device] * GIB,
+            weights=weights,
+            activations=_prefilled(recipe, policy) * _at_once(section, shape),
+            cache=_sequences(recipe, policy) * section.max_length * _key_value(section, shape),
+        )
+    else:
+        parts = _gib(process=_VLLM[device] * GIB, weights=weights)
+        share = rollout.gpu_memory_utilization * gpu_gib - sum(parts.values())
+        parts["cache"] = share if device == "gpu" else rollout.cpu_cache_gib
+    return Footprint(f"{policy} engine", policy, parts)
+
+
+def trainer() -> Footprint:
+    """Of the process of the loop, its questions not counted."""
+    return Footprint("trainer", "selector", _gib(process=_TRAINER * GIB))
+
+
+def one_process(parts: list[Footprint]) -> Footprint:
+    """All roles in one process, which take turns: `cluster.mode: local`."""
+    held = {n: sum(f.parts[n] for f in parts) for n in ("weights", "gradients", "optimiser")}
+    largest_of = {n: max(f.parts[n] for f in parts) for n in PARTS if n not in held}
+    busiest = max(
+        parts, key=lambda f: f.parts["activations"] + f.parts["logits"] + f.parts["cache"]
+    )
+    for n in ("activations", "logits", "cache"):
+        largest_of[n] = busiest.parts[n]
+    both = {**largest_of, **held}
+    return Footprint("everything", "selector", {n: both[n] for n in PARTS})
+
+
+def smallest_cache(section: PolicySection, shape: Shape) -> float:
+    """Keys and values of one sequence of `max_length` [GiB], without which vLLM does not start."""
+    return section.max_length * _key_value(section, shape) / GIB
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def kept(section: PolicySection, shape: Shape) -> float:
+    """Bytes a token that autograd keeps of one layer.
+
+    Of each norm: its input and its normalised input in float32, the latter where the scale learns.
+    Of the linear maps: their input, which autocast casts anew for each. Of attention: queries,
+    keys and values (repeated for grouped queries), its output by blocks and joined. Of the gated
+    MLP: gate, its activation, the other half, their product.
+    """
+    h, q, i = shape.hidden, shape.query, shape.intermediate
+    k = q if shape.key < q else shape.key
+    frozen = section.lora is not None
+    norms = 2 * _FLOAT32 * h * (1 if frozen else 2)
+    if section.dtype == "bfloat16":
+        return norms + 2 * (5 * h + 3 * q + 2 * k + 4 * i)
+    return norms + _FLOAT32 * (2 * h + 3 * q + 2 * k + 4 * i)
+
+
+def _activations(section: PolicySection, shape: Shape) -> float:
+    """Bytes a token of a training pass: what is kept, and one layer's gradients at a time."""
+    layer, between = kept(section, shape), _width(section) * shape.hidden
+    passing = _width(section) * (2 * shape.intermediate + 2 * shape.hidden)
+    if section.gradient_checkpointing:
+        return shape.layers * between + layer + passing
+    return shape.layers * layer + passing
+
+
+def _at_once(section: PolicySection, shape: Shape) -> float:
+    """Bytes a token of a pass that keeps nothing: the MLP's halves and product, the residual."""
+    return _width(section) * (3 * shape.intermediate + 3 * shape.hidden)
+
+
+def _logits(section: PolicySection, shape: Shape, load: Pass) -> float:
+    elements = load.predicted * shape.vocabulary
+    if section.likelihood == "auto":
+        elements = min(elements, _CHUNK)
+    return elements * _FLOAT32 * _COPIES_OF_LOGITS
+
+
+# --- weights and caches ---------------------------------------------------------------------------
+
+
+def _width(section: PolicySection) -> int:
+    return 2 if section.dtype == "bfloat16" else _FLOAT32
+
+
+def _times_held(recipe: Recipe, policy: PolicyName, device: str) -> int:
+    """How often a process that is given new weights holds them in host memory: with LoRA also those
+    below the adapters and the sum of both, else also those that came, unless it is the learner's
+    own process."""
+    if device == "gpu" or policy not in recipe.algorithm.train:
+        return 1
+    if recipe.policy(policy).lora:
+        return 3
+    return 1 if recipe.cluster.mode == "local" else 2
+
+
+def _key_value(section: PolicySection, shape: Shape) -> int:
+    """Bytes of a token in the cache."""
+    return 2 * shape.layers * shape.key * _width(section)
+
+
+def _sequences(recipe: Recipe, policy: PolicyName) -> int:
+    """What the transformers engine has at once; its cache is repeated for the samples of a prompt,
+    beside the one that is repeated."""
+    samples = recipe.algorithm.samples if policy == "selector" else 1
+    prompts = max(1, recipe.rollout.max_sequences // samples)
+    return prompts * samples + (prompts if samples > 1 else 0)
+
+
+def _prefilled(recipe: Recipe, policy: PolicyName) -> int:
+    samples = recipe.algorithm.samples if policy == "selector" else 1
+    prompts = max(1, recipe.rollout.max_sequences // samples)
+    return prompts * recipe.policy(policy).max_length
+
+
+def _gib(**sizes: float) -> dict[str, float]:
+    return {name: sizes.get(name, 0.0) / GIB for name in PARTS}
+
+
+def processes(
+    recipe: Recipe, shapes: dict[PolicyName, Shape], device: str, gpu_gib: float = 0
+) -> Iterator[Footprint]:
+    """Those that have a model, in the order in which `teams.start_teams` asks for them."""
+    for _ in range(recipe.rollout.workers):
+        yield engine(recipe, "selector", shapes["selector"], device, gpu_gib)
+    yield engine(recipe, "generator", shapes["generator"], device, gpu_gib)
+    for _ in range(recipe.cluster.reward_workers):
+        yield reward(recipe, shapes["generator"], device)
+    for policy in recipe.algorithm.train:
+        yield learner(recipe, policy, shapes[policy], device)

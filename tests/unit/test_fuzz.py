@@ -1,0 +1,18 @@
+"""Whatever comes from outside ends in a result or in one clear message. benchmarks/fuzz.py runs
+more of the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz_targets import TARGETS, Tally, Target, drive
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_case_ends_in_a_result_or_a_clear_message(target: Target, tmp_path):
+    tally = Tally()
+    drive(target, target.cases_in_ci, tmp_path, tally)
+    assert tally.results  # not all of the cases are bad
+    assert tally.refused or target.name == "selections"  # nor all good; any text is a selection

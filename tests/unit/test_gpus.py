@@ -1,0 +1,99 @@
+"""Which processes share which GPU, and whether `dro-rl check` says that they fit."""
+
+import pytest
+
+from dro_rl.errors import UserError
+from dro_rl.estimate import footprint, gpus, memory_in_words
+from dro_rl.estimate.shape import shape_of
+from dro_rl.recipe import POLICIES, Recipe
+from dro_rl.recipe_file import load_recipe
+from tests.commands import ROOT, dro_rl
+from tests.made_recipes import BILLION, recipe_of
+from tests.tiny import make_recipe
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+
+
+def told(recipe: Recipe, number: int, memory: float) -> str:
+    return "\n".join(memory_in_words(recipe, (number, memory)))
+
+
+def test_a_gpu_fits_or_what_to_change_is_said():
+    recipe = load_recipe("dro_hotpot_1gpu.yaml")
+    assert "DOES NOT FIT" not in told(recipe, 1, 80) and "fits, " in told(recipe, 1, 80)
+    small = told(recipe, 1, 8)
+    assert "DOES NOT FIT" in small and "lower " in small
+    full = told(recipe_of(generator={"gradient_checkpointing": True}), 1, 24)
+    assert "DOES NOT FIT" in full and "lora instead of all weights" in full
+
+
+def test_processes_share_gpus_as_ray_places_them():
+    recipe = recipe_of(rollout={"workers": 3})
+    processes = list(footprint.processes(recipe, dict.fromkeys(POLICIES, BILLION), "gpu", 80))
+    roles = [[f.role for f in group] for group in gpus.groups(processes, 4)]
+    assert [len(group) for group in roles] == [2, 2, 2, 1]
+    assert roles[0] == ["selector engine"] * 2 and roles[-1] == ["generator learner"]
+    assert "3 of them would have nothing to do" in told(recipe, 10, 80)
+
+
+def test_an_engine_without_room_for_one_sequence_is_told_of():
+    recipe = recipe_of(
+        selector={"model": "someone/Model-8B"}, rollout={"gpu_memory_utilization": 0.2}
+    )
+    text = told(recipe, 8, 80)
+    assert "selector engine's share leaves" in text and "gpu_memory_utilization" in text
+
+
+def test_gpus_are_given_with_their_memory(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    assert gpus.given_or_found(None, None) is None
+    assert gpus.given_or_found(None, 24.0) == (1, 24.0)
+    assert gpus.given_or_found(8, 80.0) == (8, 80.0)
+    with pytest.raises(UserError, match="--gpu-memory"):
+        gpus.given_or_found(8, None)
+
+
+def test_gpus_of_this_machine_are_found(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '81920\\n40960\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert gpus.given_or_found(None, None) == (2, 40.0)
+    tool.write_text("#!/bin/sh\necho 'no devices were found'; exit 9\n")
+    assert gpus.given_or_found(None, None) is None
+
+
+# --- the shipped recipes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dro_hotpot", "dro_hotpot_1gpu", "dro_hotpot_2nodes"])
+def test_a_recipe_fits_the_hardware_that_it_names(name):
+    head = (ROOT / "recipes" / f"{name}.yaml").read_text().partition("\ndata:")[0]
+    words = head.replace("\n#", "").split()
+    number = int(words[words.index("--gpus") + 1]) if "--gpus" in words else 1
+    memory = float(words[words.index("--gpu-memory") + 1].rstrip("`).,"))
+    text = told(load_recipe(f"{name}.yaml"), number, memory)
+    assert "DOES NOT FIT" not in text and "needs" not in text, text
+    assert "nothing to do" not in text
+    assert "not yet run" in " ".join(words)
+
+
+def test_one_process_holds_what_all_hold_but_computes_for_one_at_a_time(tmp_path):
+    recipe = make_recipe(tmp_path)
+    shapes = {p: shape for p in POLICIES if (shape := shape_of(recipe.policy(p)))}
+    parts = list(footprint.processes(recipe, shapes, "cpu"))
+    one = footprint.one_process(parts)
+    assert one.parts["weights"] == sum(f.parts["weights"] for f in parts)
+    assert max(f.total for f in parts) <= one.total < sum(f.total for f in parts)
+    assert "1 x everything" in "\n".join(memory_in_words(recipe, None))
+
+
+def test_check_shows_it():
+    out = dro_rl("check", "recipes/dro_hotpot.yaml", "--gpus", "8", "--gpu-memory", "80")
+    assert "On 8 GPUs of 80 GiB" in out.succeeded().out
+    assert "Traceback" not in dro_rl("check", "recipes/demo.yaml").succeeded().err
