@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.estimate.passes import Pass, largest
 from dro_rl.estimate.shape import Shape
-from dro_rl.recipe import PolicyName, PolicySection, Recipe
+from dro_rl.recipe import POLICIES, PolicyName, PolicySection, Recipe
 
 GIB = 2**30
 PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")
@@ -213,6 +213,9 @@ def processes(
     recipe: Recipe, shapes: dict[PolicyName, Shape], device: str, gpu_gib: float = 0
 ) -> Iterator[Footprint]:
     """Those that have a model, in the order in which `teams.start_teams` asks for them."""
+    if recipe.shares_base:
+        yield from _on_one_base(recipe, shapes, device, gpu_gib)
+        return
     for _ in range(recipe.rollout.workers):
         yield engine(recipe, "selector", shapes["selector"], device, gpu_gib)
     yield engine(recipe, "generator", shapes["generator"], device, gpu_gib)
@@ -220,3 +223,25 @@ def processes(
         yield reward(recipe, shapes["generator"], device)
     for policy in recipe.algorithm.train:
         yield learner(recipe, policy, shapes[policy], device)
+
+
+def _on_one_base(
+    recipe: Recipe, shapes: dict[PolicyName, Shape], device: str, gpu_gib: float
+) -> Iterator[Footprint]:
+    """Those of `dro_rl.shared_base`: each has one copy of the base, and both adapters."""
+    adapters = 0.0
+    for policy in POLICIES:
+        lora = recipe.policy(policy).lora
+        adapters += shapes[policy].adapters(lora) * _FLOAT32 / GIB if lora else 0
+    weights = shapes["selector"].parameters * _width(recipe.selector) / GIB + adapters
+    engines = [engine(recipe, p, shapes[p], device, gpu_gib) for p in POLICIES]
+    learners = [learner(recipe, p, shapes[p], device) for p in recipe.algorithm.train]
+    scored = reward(recipe, shapes["generator"], device)
+    for role, copies, parts in (
+        ("shared engine", recipe.rollout.workers, engines),
+        ("shared learner", 1, [*learners, scored]),
+    ):
+        held = {**one_process(parts).parts, "weights": weights}
+        if device == "gpu" and held["cache"] and recipe.rollout.engine == "vllm":
+            held["cache"] -= adapters  # of the engine's share of the card
+        yield from [Footprint(role, "selector", held)] * copies

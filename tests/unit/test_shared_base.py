@@ -5,7 +5,8 @@ import torch
 
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
-from dro_rl.estimate import memory
+from dro_rl.estimate.footprint import GIB, processes
+from dro_rl.estimate.shape import shape_of
 from dro_rl.recipe import POLICIES
 from dro_rl.recipe_file import make_recipe as checked
 from dro_rl.records import WeightedRollout
@@ -317,8 +318,14 @@ def test_what_cannot_share_a_base_is_refused(sections, told):
 
 def test_the_estimate_counts_the_base_once_a_process(folder):
     shared, apart = (recipe_of(folder, shared=s) for s in (True, False))
-    assert len(memory(shared)) == process_count(shared, learners=True) == 2
-    assert len(memory(apart)) == process_count(apart, learners=True) == 5
+    shapes = {p: shape_of(shared.policy(p)) for p in POLICIES}
+    held = [f.parts["weights"] * GIB for f in processes(shared, shapes, "cpu")]
+    assert len(held) == process_count(shared, learners=True) == 2
+    base = shapes["selector"].parameters * 4
+    assert held == pytest.approx([base + 4 * (4352 + 256)] * 2)
+    others = [f.parts["weights"] * GIB for f in processes(apart, shapes, "cpu")]
+    assert len(others) == process_count(apart, learners=True) == 5
+    assert sum(others) > 2.5 * sum(held)
 
 
 def _process(teams: Teams):
