@@ -29,8 +29,8 @@ from dro_rl.data_sections import Data
 from dro_rl.errors import UserError
 from dro_rl.estimate import in_words
 from dro_rl.policy.causal_lm import load_model, prompt_writer
+from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import read_selection, write_selection
-from dro_rl.recipe import PolicySection
 from dro_rl.recipe_file import load_recipe, localise, make_recipe
 from dro_rl.records import Document, Example, Outcome
 from dro_rl.retrieval.http import ask

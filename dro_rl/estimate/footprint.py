@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.estimate.passes import Pass, largest
 from dro_rl.estimate.shape import Shape
-from dro_rl.recipe import POLICIES, PolicyName, PolicySection, Recipe
+from dro_rl.policy_sections import PolicySection
+from dro_rl.recipe import PolicyName, Recipe
 
 GIB = 2**30
 PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")
@@ -55,14 +56,16 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
     restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
     if policy == "selector" and restrained and not section.lora:
         weights += shape.parameters * width  # the frozen reference
+    ranks = section.ranks  # each holds its part, and of one layer at a time the whole
+    layer = weights / max(1, shape.layers) if ranks > 1 else 0
     return Footprint(
         f"{policy} learner",
         policy,
         _gib(
             process=_LIBRARIES[device] * GIB,
-            weights=weights,
-            gradients=trained * _FLOAT32,
-            optimiser=2 * trained * _FLOAT32,
+            weights=weights / ranks + layer,
+            gradients=trained * _FLOAT32 / ranks,
+            optimiser=2 * trained * _FLOAT32 / ranks,
             activations=load.tokens * _activations(section, shape),
             logits=_logits(section, shape, load),
         ),
@@ -214,7 +217,7 @@ def processes(
 ) -> Iterator[Footprint]:
     """Those that have a model, in the order in which `teams.start_teams` asks for them."""
     if recipe.shares_base:
-        yield from _on_one_base(recipe, shapes, device, gpu_gib)
+        yield from _on_one_base(recipe, shapes["selector"], device, gpu_gib)
         return
     for _ in range(recipe.rollout.workers):
         yield engine(recipe, "selector", shapes["selector"], device, gpu_gib)
@@ -222,26 +225,21 @@ def processes(
     for _ in range(recipe.cluster.reward_workers):
         yield reward(recipe, shapes["generator"], device)
     for policy in recipe.algorithm.train:
-        yield learner(recipe, policy, shapes[policy], device)
+        for _ in range(recipe.policy(policy).ranks):
+            yield learner(recipe, policy, shapes[policy], device)
 
 
-def _on_one_base(
-    recipe: Recipe, shapes: dict[PolicyName, Shape], device: str, gpu_gib: float
-) -> Iterator[Footprint]:
-    """Those of `dro_rl.shared_base`: each has one copy of the base, and both adapters."""
-    adapters = 0.0
-    for policy in POLICIES:
-        lora = recipe.policy(policy).lora
-        adapters += shapes[policy].adapters(lora) * _FLOAT32 / GIB if lora else 0
-    weights = shapes["selector"].parameters * _width(recipe.selector) / GIB + adapters
-    engines = [engine(recipe, p, shapes[p], device, gpu_gib) for p in POLICIES]
-    learners = [learner(recipe, p, shapes[p], device) for p in recipe.algorithm.train]
-    scored = reward(recipe, shapes["generator"], device)
-    for role, copies, parts in (
-        ("shared engine", recipe.rollout.workers, engines),
-        ("shared learner", 1, [*learners, scored]),
-    ):
-        held = {**one_process(parts).parts, "weights": weights}
-        if device == "gpu" and held["cache"] and recipe.rollout.engine == "vllm":
-            held["cache"] -= adapters  # of the engine's share of the card
-        yield from [Footprint(role, "selector", held)] * copies
+def _on_one_base(recipe: Recipe, shape: Shape, device: str, gpu_gib: float) -> Iterator[Footprint]:
+    """The engines and the learner of `generator.share_base_with: selector`, each with the base
+    once and an adapter a policy."""
+    base = shape.parameters * _width(recipe.selector) / GIB
+    both = sum(shape.adapters(s.lora) for s in (recipe.selector, recipe.generator) if s.lora)
+    adapters = both * _FLOAT32 / GIB
+    alone = engine(recipe, "selector", shape, device, gpu_gib)
+    parts = {**alone.parts, "weights": base + adapters}
+    for _ in range(recipe.rollout.workers):
+        yield Footprint("engine of both policies", "selector", parts)
+    learners = [learner(recipe, policy, shape, device) for policy in recipe.algorithm.train]
+    together = one_process(learners)
+    parts = {**together.parts, "weights": base + adapters}
+    yield Footprint("learner of both policies", together.policy, parts)

@@ -11,7 +11,8 @@ from dro_rl.estimate import footprint, memory_in_words
 from dro_rl.estimate.footprint import GIB
 from dro_rl.estimate.passes import largest
 from dro_rl.estimate.shape import Shape, shape_of
-from dro_rl.recipe import PolicySection, Recipe
+from dro_rl.policy_sections import PolicySection
+from dro_rl.recipe import Recipe
 from tests.made_recipes import BILLION, recipe_of
 from tests.models import make_llama
 
@@ -138,3 +139,29 @@ def test_a_pass_holds_a_question_even_where_the_budget_does_not():
     assert largest(recipe, "generator").tokens == 4 * 1024
     recipe = recipe_of(training={"tokens_per_microbatch": 10**9, "batch_size": 3})
     assert not largest(recipe, "generator").several
+
+
+def test_each_of_several_ranks_holds_its_part():
+    alone = held(recipe_of(selector={"dtype": "float32"}))
+    two = recipe_of(selector={"dtype": "float32", "ranks": 2})
+    parts = held(two)
+    assert parts["optimiser"] == pytest.approx(alone["optimiser"] / 2)
+    assert alone["weights"] / 2 < parts["weights"] < 0.6 * alone["weights"]
+    shapes: Any = {"selector": BILLION, "generator": BILLION}
+    roles = [f.role for f in footprint.processes(two, shapes, "cpu")]
+    assert roles.count("selector learner") == 2
+
+
+def test_a_shared_base_is_held_once_by_engine_and_learner():
+    lora = {"dtype": "bfloat16", "lora": {"rank": 8}}
+    apart = recipe_of(selector=lora, generator=lora)
+    generator = {"lora": {"rank": 8}, "share_base_with": "selector", "model": None}
+    shared = recipe_of(selector=lora, generator=generator)
+    shapes: Any = {"selector": BILLION, "generator": BILLION}
+    base = 2 * BILLION.parameters / GIB
+
+    def bases(recipe: Recipe) -> int:
+        found = footprint.processes(recipe, shapes, "gpu", 80)
+        return sum(round(f.parts["weights"] / base) for f in found)
+
+    assert bases(apart) == 5 and bases(shared) == 2

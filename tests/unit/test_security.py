@@ -25,7 +25,7 @@ from dro_rl import remote
 from dro_rl.cli_services import serve_retriever, serve_reward
 from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
-from dro_rl.recipe import PolicySection
+from dro_rl.policy_sections import PolicySection
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.remote import is_loopback, post_json
 from dro_rl.retrieval.model_files import local_model
