@@ -11,10 +11,11 @@ of 50M; "weights" is the size of one copy.
 
 from __future__ import annotations
 
-import multiprocessing as mp
+import importlib
+import multiprocessing
+import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,21 @@ def rollouts(base: str, policy: PolicyName | None, given: Any) -> Any:
 
 def peak_of(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     """What it gives, and the peak [GiB] of the process that it ran in."""
-    with ProcessPoolExecutor(1, mp.get_context("spawn")) as pool:
-        return pool.submit(_measured, work, args).result()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(False)
+    process = context.Process(target=_measured, args=(sender, work, args))
+    process.start()
+    sender.close()  # so that the end of a process that failed is seen
+    found = receiver.recv()
+    process.join()
+    print(f"{work.__name__} {args[1:2]}: {found[1]:.2f} GiB", file=sys.stderr, flush=True)
+    return found
 
 
-def _measured(work: Callable[..., Any], args: tuple) -> tuple[Any, float]:
+def _measured(sender: Any, work: Callable[..., Any], args: tuple) -> None:
     from dro_rl import hardware
 
-    return work(*args), hardware.memory().resident
+    sender.send((work(*args), hardware.memory().resident))
 
 
 # --- here ----------------------------------------------------------------------------------------
@@ -161,6 +169,8 @@ def _measured(work: Callable[..., Any], args: tuple) -> tuple[Any, float]:
 
 def measure(base: str) -> dict[str, dict[str, float]]:
     """Peaks [GiB] by process, apart and shared."""
+    for module in ("dro_rl.learner", "dro_rl.reward.service", "peft"):
+        importlib.import_module(module)  # once: processes are forked, and each holds them
     made, _ = peak_of(rollouts, base, None, {})
     given: dict[str, Any] = {
         "rollouts": made,
@@ -171,10 +181,10 @@ def measure(base: str) -> dict[str, dict[str, float]]:
     for policy in POLICIES:
         made, apart[f"{policy} learner"] = peak_of(learner, base, policy, given)
         given["weights"].update(made)
-    for policy in POLICIES:
-        _, apart[f"{policy} engine"] = peak_of(engine, base, policy, given)
     _, apart["reward service"] = peak_of(reward, base, None, given)
     _, shared["learner of both"] = peak_of(learner, base, None, given)
+    for policy in POLICIES:
+        _, apart[f"{policy} engine"] = peak_of(engine, base, policy, given)
     _, shared["engine of both"] = peak_of(engine, base, None, given)
     return {"apart": apart, "shared": shared}
 

@@ -133,12 +133,14 @@ class SharedLearner(Parts):
         from dro_rl.learner import Learner
         from dro_rl.reward.service import RewardService
 
+        self.random: dict[str, Any] = {}
         model: Any = None
         for policy in recipe.algorithm.train:
             section = recipe.policy(policy)
             rate = section.learning_rate
             learner = Learner(recipe, policy, section.model, steps, rate, base=model)
             self.parts[policy], model = learner, learner.model
+            self.random[policy] = _random_state()
         self.model = model
         self.parts["reward"] = RewardService(recipe, recipe.generator.model, model)
 
@@ -156,10 +158,13 @@ class SharedLearner(Parts):
     @contextmanager
     def _turn(self, part: str) -> Iterator[None]:
         """The part's adapter is the active one, and the only one with gradients, from before the
-        forward until after the backward pass, which checkpointing makes a second forward."""
+        forward until after the backward pass, which checkpointing makes a second forward. Learners
+        draw (dropout) as each would in a process of its own, whose state they save."""
         if part != "reward":
             self.model.set_adapter(part)
+            _draw_from(self.random[part])
             yield
+            self.random[part] = _random_state()
             return
         learned = "generator" in self.parts
         if learned:
@@ -168,6 +173,20 @@ class SharedLearner(Parts):
         with nullcontext() if learned else self.model.disable_adapter():
             yield
         self.model.train()
+
+
+def _random_state() -> tuple[Any, Any]:
+    import torch
+
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _draw_from(state: tuple[Any, Any]) -> None:
+    import torch
+
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
 
 
 def start_shared(

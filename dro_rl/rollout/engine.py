@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dro_rl.policy.distinct import SelectionGrammar
-    from dro_rl.policy_sections import PolicySection
-    from dro_rl.recipe import RolloutSection
 
 Tokens = tuple[int, ...]
 
@@ -64,10 +62,6 @@ class Engine(Protocol):
     version: str
     usage: Usage
     """Of all calls of `generate` so far; `score` is not counted."""
-
-    def __init__(
-        self, model_dir: str, *, section: PolicySection, rollout: RolloutSection, seed: int
-    ) -> None: ...
 
     def generate(
         self,

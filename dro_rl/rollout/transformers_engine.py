@@ -48,7 +48,7 @@ class TransformersEngine:
     ) -> None:
         self._section, self._rollout = section, rollout
         self.usage = Usage()
-        self._model = model or causal_lm.load_model(section, model_dir, training=False)
+        self._model: Any = model or causal_lm.load_model(section, model_dir, training=False)
         self._eos = int(causal_lm.load_tokenizer(model_dir).eos_token_id)  # type: ignore[arg-type]
 
     @torch.inference_mode()

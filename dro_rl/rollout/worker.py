@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dro_rl.prompts import Prompt, read_selection, write_selection
@@ -201,7 +201,7 @@ class RolloutWorker:
         return self._grammars[n]
 
 
-def _engine_class(name: str) -> type[Engine]:
+def _engine_class(name: str) -> Callable[..., Engine]:
     if name == "vllm":
         from dro_rl.rollout.vllm_engine import VllmEngine
 

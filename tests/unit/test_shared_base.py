@@ -5,7 +5,8 @@ import torch
 
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
-from dro_rl.estimate import memory
+from dro_rl.estimate.footprint import GIB, processes
+from dro_rl.estimate.shape import shape_of
 from dro_rl.recipe import POLICIES
 from dro_rl.recipe_file import make_recipe as checked
 from dro_rl.records import WeightedRollout
@@ -97,6 +98,29 @@ def test_learning_is_bit_for_bit_that_of_two_learners_apart(folder, checkpointin
     for policy in POLICIES:
         after = weights(ours, policy)
         assert any(not torch.equal(after[n], w) for n, w in before[policy].items())
+
+
+def test_what_is_learned_with_dropout_does_not_depend_on_whose_turn_is_first(folder, tmp_path):
+    """As of two processes; so a state that one saves while the other is ahead is its own."""
+    settings = {p: {"lora": {**LORA[p], "dropout": 0.5}} for p in POLICIES}
+    one, other = teams_of(folder, **settings), teams_of(folder, **settings)
+    rollouts = one.select(EXAMPLES, 4, 1, nothing)
+    weighted = [WeightedRollout(r, (0.5, 0.5, 0.0, 0.0), (0.25,) * 4) for r in rollouts]
+    for teams, order in ((one, POLICIES), (other, POLICIES[::-1])):
+        for policy in order:
+            teams.learners[policy].submit("step", weighted)()
+    assert_same_weights(one, other)
+    one.learners["selector"].submit("save", tmp_path / "selector")()
+    for teams, order in ((one, POLICIES), (other, POLICIES[::-1])):
+        for policy in order:
+            teams.learners[policy].submit("step", weighted)()
+    assert_same_weights(one, other)
+    again = teams_of(folder, **settings)
+    again.learners["selector"].submit("restore", tmp_path / "selector")()
+    for policy in POLICIES[::-1]:
+        again.learners[policy].submit("step", weighted)()
+    for name, weight in weights(again, "selector").items():
+        assert torch.equal(weight, weights(one, "selector")[name])
 
 
 def test_each_policy_learns_its_own_adapter_and_nothing_else(folder):
@@ -294,8 +318,14 @@ def test_what_cannot_share_a_base_is_refused(sections, told):
 
 def test_the_estimate_counts_the_base_once_a_process(folder):
     shared, apart = (recipe_of(folder, shared=s) for s in (True, False))
-    assert len(memory(shared)) == process_count(shared, learners=True) == 2
-    assert len(memory(apart)) == process_count(apart, learners=True) == 5
+    shapes = {p: shape_of(shared.policy(p)) for p in POLICIES}
+    held = [f.parts["weights"] * GIB for f in processes(shared, shapes, "cpu")]
+    assert len(held) == process_count(shared, learners=True) == 2
+    base = shapes["selector"].parameters * 4
+    assert held == pytest.approx([base + 4 * (4352 + 256)] * 2)
+    others = [f.parts["weights"] * GIB for f in processes(apart, shapes, "cpu")]
+    assert len(others) == process_count(apart, learners=True) == 5
+    assert sum(others) > 2.5 * sum(held)
 
 
 def _process(teams: Teams):
