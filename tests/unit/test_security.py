@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -48,6 +49,13 @@ class Touch:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def test_every_test_that_the_docs_name_is_there():
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text())
+    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 25
+    assert [name for name in named if f"def {name}(" not in there] == []
 
 
 # --- no pickle, no code ---------------------------------------------------------------------------
