@@ -28,6 +28,7 @@ from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
 from dro_rl.recipe import PolicySection
 from dro_rl.recipe_file import load_recipe, localise
+from dro_rl.redaction import without_secrets
 from dro_rl.remote import is_loopback, post_json
 from dro_rl.retrieval.model_files import local_model
 from dro_rl.retrieval.passages import open_dataset
@@ -472,6 +473,16 @@ def test_a_recipe_that_holds_a_secret_of_the_environment_is_refused(tmp_path, mo
     with pytest.raises(UserError, match="reward: holds the secret that is in HF_TOKEN") as told:
         load_recipe(str(write_recipe(tmp_path, reward=reward)))
     assert TOKEN not in str(told.value)
+
+
+def test_what_is_no_secret_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("SSH_KEY", str(tmp_path))
+    monkeypatch.setenv("TOKENIZER", "dro_wizard")
+    monkeypatch.setenv("SHORT_KEY", "facts")
+    load_recipe(str(write_recipe(tmp_path, tracking={"run_dir": f"{tmp_path}/dro_wizard"})))
+    text = f"{tmp_path}/dro_wizard of facts: http://host/score?model=a&monkey=b"
+    assert without_secrets(text) == text
 
 
 # --- services -------------------------------------------------------------------------------------
