@@ -3,13 +3,14 @@
     python benchmarks/fuzz.py [TARGET ...] [--cases 10000] [--seed 0]
 
 The cases are those of tests/fuzz_targets.py, where it says what one may end in. A target that finds
-something else stops there, and the smallest such case is shown. Without TARGET all run, and
-results/fuzz.json and fuzz.md are written.
+something else stops there, and the smallest such case is shown. Without TARGET all run. Each has a
+row in results/fuzz.json and fuzz.md, which the next run of it replaces.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import resource
@@ -23,8 +24,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import hypothesis
+from timing import table
+
 from dro_rl.libraries import quiet_libraries
 
+_RESULTS = Path(__file__).resolve().parent / "results" / "fuzz.json"
 _MEMORY = 12 * 2**30  # bytes of address space: a case that takes it all is a finding
 
 
@@ -47,11 +52,12 @@ def main() -> None:
     logging.set_verbosity(100)
     logging.disable_progress_bar()
     known = {target.name: target for target in TARGETS}
-    rows = [run(known[name], asked.cases, asked.seed) for name in asked.target or known]
-    if not asked.target:
-        write(rows, asked.cases, asked.seed)
-    if any(row["finding"] for row in rows):
-        sys.exit(1)
+    found = False
+    for name in asked.target or known:
+        row = run(known[name], asked.cases, asked.seed)
+        found |= row["finding"] is not None
+        write(row, [*known])
+    sys.exit(found)
 
 
 def run(target: Any, cases: int, seed: int) -> dict[str, Any]:
@@ -71,41 +77,29 @@ def run(target: Any, cases: int, seed: int) -> dict[str, Any]:
         "results": tally.results,
         "refused": tally.refused,
         "finding": finding,
+        "seed": seed,
         "seconds": round(time.monotonic() - start, 1),
     }
     print(row, flush=True)
     return row
 
 
-def write(rows: list[dict[str, Any]], cases: int, seed: int) -> None:
-    """results/fuzz.json and fuzz.md."""
-    import json
-
-    import hypothesis
-    from timing import RESULTS, table
-
+def write(row: dict[str, Any], order: list[str]) -> None:
+    """Put a row into results/fuzz.json, and write fuzz.md anew."""
+    kept = json.loads(_RESULTS.read_text())["targets"] if _RESULTS.exists() else []
+    rows = [r for r in kept if r["target"] in order and r["target"] != row["target"]]
+    rows = sorted([*rows, row], key=lambda r: order.index(r["target"]))
     about = {
         "machine": f"{os.cpu_count()} cores {platform.machine().replace('_', '-')}",
         "hypothesis": hypothesis.__version__,
-        "cases": cases,
-        "seed": seed,
     }
-    found = {**about, "targets": rows}
-    (RESULTS / "fuzz.json").write_text(json.dumps(found, indent=1) + "\n")
+    _RESULTS.write_text(json.dumps({**about, "targets": rows}, indent=1) + "\n")
     head = "`fuzz.py`; " + "; ".join(f"{k} {v}" for k, v in about.items())
-    shown = [
-        [
-            row["target"],
-            f"{row['cases']:,}",
-            f"{row['results']:,}",
-            f"{row['refused']:,}",
-            "1" if row["finding"] else "0",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in rows
-    ]
-    columns = ["what", "cases", "results", "clear messages", "anything else", "seconds"]
-    (RESULTS / "fuzz.md").write_text(f"{head}.\n\n{table(columns, shown)}\n")
+    lines = [[r["target"], *(f"{r[k]:,}" for k in ("cases", "results", "refused"))] for r in rows]
+    for line, r in zip(lines, rows, strict=True):
+        line += ["1" if r["finding"] else "0", str(r["seed"])]
+    columns = ["what", "cases", "results", "clear messages", "anything else", "seed"]
+    _RESULTS.with_suffix(".md").write_text(f"{head}.\n\n{table(columns, lines)}\n")
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 
-# Of variables, and of a URL's parameters.
-_NAMES = r"(?:token|key|secret|passw(?:or)?d|pwd|credentials?|signature|sig)"
-_VARIABLE = re.compile(rf"(?:.*_)?{_NAMES}", re.IGNORECASE)
-_PARAMETER = re.compile(rf"(?:.*[_.-])?(?:api)?(?:{_NAMES}|auth)", re.IGNORECASE)
+_NAMES = r"token|key|secret|passw(?:or)?d|credentials?"  # of variables
+_VARIABLE = re.compile(rf"(?:.*_)?(?:{_NAMES})", re.IGNORECASE)
+_NAMES_IN_URLS = rf"(?:[^=&#\s]*[_.-])?(?:api)?(?:{_NAMES}|pwd|signature|sig|auth)"
+_PARAMETER = re.compile(_NAMES_IN_URLS, re.IGNORECASE)
 _SHORTEST = 8  # characters: a shorter value may stand anywhere by chance
 _USER = re.compile(r"://[^/\s?#]*@")
-_IN_QUERY = re.compile(
-    rf"([?&#](?:[^=&#\s]*[_.-])?(?:api)?(?:{_NAMES}|auth)=)[^&#\s'\"]+", re.IGNORECASE
-)
+_IN_QUERY = re.compile(rf"([?&#]{_NAMES_IN_URLS}=)[^&#\s'\"]+", re.IGNORECASE)
 _HIDDEN = "***"
 
 
@@ -35,10 +33,13 @@ def without_secrets(text: str) -> str:
 
 
 def _secrets() -> list[tuple[str, str]]:
-    """(variable, value), the longest first, so that none is hidden in part."""
+    """(variable, value), the longest first, so that none is hidden in part. A path is none: it
+    tells where a key lies."""
     found = [
         (name, value.strip())
         for name, value in os.environ.items()
-        if _VARIABLE.fullmatch(name) and len(value.strip()) >= _SHORTEST
+        if _VARIABLE.fullmatch(name)
+        and len(value.strip()) >= _SHORTEST
+        and not value.strip().startswith(("/", "~", "."))
     ]
     return sorted(found, key=lambda pair: -len(pair[1]))

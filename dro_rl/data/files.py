@@ -103,6 +103,10 @@ def _list(stream: io.BufferedReader[Any], path: str) -> Iterator[tuple[int, Any]
             f"{path}, question {number + 1}: is not {what} ({_first_line(error)}): the file is "
             "cut short or damaged, or is not of this kind"
         ) from error
+    except UnicodeDecodeError as error:  # the parser lets half of a surrogate pair through
+        raise UserError(
+            f"{path}, question {number + 1}: is not UTF-8 ({error.reason}): save the file as UTF-8"
+        ) from error
 
 
 class _TooDeepError(Exception):

@@ -128,7 +128,7 @@ def load_model(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if training:
             _without_dropout(config)
-        model, read = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=dtype,
@@ -138,6 +138,7 @@ def load_model(
         )
     except Exception as error:  # as above
         raise _not_loadable(name, "model", error) from error
+    model, read = loaded
     if read["missing_keys"]:  # which transformers fills with random numbers
         lacking = ", ".join(sorted(read["missing_keys"])[:3])
         raise UserError(f"{name}: its weights lack {lacking}: the file is damaged or incomplete")

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
 from dro_rl.policy_sections import PolicySection
 from dro_rl.recipe_file import load_recipe, localise
+from dro_rl.redaction import without_secrets
 from dro_rl.remote import is_loopback, post_json
 from dro_rl.retrieval.model_files import local_model
 from dro_rl.retrieval.passages import open_dataset
@@ -48,6 +50,13 @@ class Touch:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def test_every_test_that_the_docs_name_is_there():
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text())
+    there = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 25
+    assert [name for name in named if f"def {name}(" not in there] == []
 
 
 # --- no pickle, no code ---------------------------------------------------------------------------
@@ -464,6 +473,16 @@ def test_a_recipe_that_holds_a_secret_of_the_environment_is_refused(tmp_path, mo
     with pytest.raises(UserError, match="reward: holds the secret that is in HF_TOKEN") as told:
         load_recipe(str(write_recipe(tmp_path, reward=reward)))
     assert TOKEN not in str(told.value)
+
+
+def test_what_is_no_secret_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("SSH_KEY", str(tmp_path))
+    monkeypatch.setenv("TOKENIZER", "dro_wizard")
+    monkeypatch.setenv("SHORT_KEY", "facts")
+    load_recipe(str(write_recipe(tmp_path, tracking={"run_dir": f"{tmp_path}/dro_wizard"})))
+    text = f"{tmp_path}/dro_wizard of facts: http://host/score?model=a&monkey=b"
+    assert without_secrets(text) == text
 
 
 # --- services -------------------------------------------------------------------------------------
