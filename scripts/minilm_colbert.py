@@ -1,4 +1,4 @@
-"""Makes a ColBERT checkpoint from all-MiniLM-L6-v2, so that `colbert` runs without a model hub.
+"""Makes a ColBERT checkpoint from all-MiniLM-L6-v2: `colbert` and `pylate` run without a model hub.
 
     .venv/bin/python scripts/minilm_colbert.py FOLDER
 

@@ -7,12 +7,20 @@ A passage's id is its row in the corpus.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_STALE = 600  # seconds; what ColBERT compiles takes one minute
+
 
 class Worker:
     """Indexes a corpus, or searches an index."""
 
     def __init__(self, model: str, max_length: int) -> None:
         self.model, self.max_length = model, max_length
+        _remove_stale_locks()
 
     def index(self, passages: str, folder: str) -> None:
         """Make an index of an Arrow file of titles and texts in an empty folder."""
@@ -41,6 +49,17 @@ class Worker:
         # so that a question's passages would depend on what else is asked.
         found = [self.searcher.search(question, k=k) for question in questions]
         return [[(int(hit["document_id"]), float(hit["score"])) for hit in hits] for hits in found]
+
+
+def _remove_stale_locks() -> None:
+    """What is killed while PyTorch compiles leaves a lock, for which the next waits without end."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    for lock in Path(root).rglob("lock"):
+        with suppress(OSError):  # its owner may have removed it meanwhile
+            if time.time() - lock.stat().st_mtime > _STALE:
+                lock.unlink()
 
 
 def _texts(passages: str) -> list[str]:

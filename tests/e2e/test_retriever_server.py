@@ -56,11 +56,20 @@ def wait_until_ready(process, address: str) -> dict:
     raise AssertionError("not ready within 120 s")
 
 
+def answer_to_half_a_request(port: int) -> str:
+    """The status line that one gets who promises a body and sends the half of it."""
+    head = "POST /search HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer secret\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as half:
+        half.sendall(f'{head}Content-Length: 99\r\n\r\n{{"questions": ['.encode())
+        return half.recv(4096).decode().splitlines()[0]
+
+
 def test_a_served_retriever_finds_what_it_finds_here(tmp_path, monkeypatch):
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     recipe = write_recipe(tmp_path)
-    process = start("retriever", "serve", recipe, "--port", str(port), DRO_RL_TOKEN="secret")
+    words = ("retriever", "serve", recipe, "--port", str(port), "--timeout", "8")
+    process = start(*words, DRO_RL_TOKEN="secret")
     try:
         health = wait_until_ready(process, address)
         assert (health["kind"], health["passages"]) == ("bm25", 4)
@@ -84,8 +93,10 @@ def test_a_served_retriever_finds_what_it_finds_here(tmp_path, monkeypatch):
             ask(0)
         monkeypatch.setenv("DRO_RL_TOKEN", "secret")
         here = add_candidates(examples, [], local, seed=0, required=1)
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(9) as pool:
+            half = pool.submit(answer_to_half_a_request, port)
             assert all(there == here for there in pool.map(ask, range(8)))
+            assert " 504 " in half.result()  # it waits no longer than --timeout
 
         for bad in ({"questions": []}, {"questions": "Dogs?"}, {"questions": ["a"], "k": 0}, []):
             headers = {"Authorization": "Bearer secret"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import make_retriever, open_retriever
+from dro_rl.retrieval.colbert_worker import Worker
 from dro_rl.retrieval_sections import Colbert, ColbertRetrieval
 from tests.environments import complete
 
@@ -53,6 +56,19 @@ def test_a_checkpoint_is_read_after_its_first_place_is_gone(tmp_path):
     retriever = make_retriever(settings(complete(tmp_path), str(moved)), tmp_path / "cache")
     folder = Path(tmp_path / "cache" / retriever.makers()["model"])
     assert (folder / "config.json").read_text() == "{}"
+
+
+def test_a_lock_that_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    """Who compiles ColBERT's functions next would wait for it without end."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    locks = []
+    for name, age in (("left", 3600), ("held", 5)):
+        (tmp_path / name).mkdir()
+        locks.append(tmp_path / name / "lock")
+        locks[-1].touch()
+        os.utime(locks[-1], (time.time() - age,) * 2)
+    Worker("model", 9)
+    assert [lock.exists() for lock in locks] == [False, True]
 
 
 def test_too_few_passages_are_told(tmp_path):
