@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dro_rl.cluster import quiet_libraries
+from dro_rl.libraries import quiet_libraries
 from dro_rl.recipe import RolloutSection
 from dro_rl.rollout.environment import engine_environment, has_gpu
 

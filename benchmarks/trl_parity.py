@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 warnings.filterwarnings("ignore", message="TRL currently supports vLLM", category=UserWarning)
 
 from dro_rl.algorithms import Group, weigh  # noqa: E402
-from dro_rl.cluster import quiet_libraries  # noqa: E402
 from dro_rl.learner import Learner  # noqa: E402
+from dro_rl.libraries import quiet_libraries  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.records import Rollout, WeightedRollout  # noqa: E402
 from dro_rl.rollout.worker import RolloutWorker  # noqa: E402

@@ -1,25 +1,26 @@
 """Checkpoints: both policies and what resuming needs, written whole or not at all.
 
 Where a run stands is the name of its last checkpoint: everything else that the loop knows follows
-from the recipe, the iteration's number and the evaluations.
+from the recipe, the iteration's number and the evaluations. What an iteration has before it comes
+to its checkpoint is `dro_rl.progress`'s.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dro_rl import durable
 from dro_rl.cluster import Team
 from dro_rl.errors import UserError
-from dro_rl.recipe import POLICIES, PolicyName
+from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.tracking.run_directory import RunDirectory
 
 _STATES_KEPT = 2  # optimiser states are several times the weights, and only the last is resumed
-_KNOWN = "known.json"  # what an unchanged generator made of selections
+KNOWN = "known.json"  # what an unchanged generator made of selections
+AHEAD = "ahead.parquet"  # the next iteration's rollouts, where they are sampled ahead
 
 
 def folder_of(run: RunDirectory, iteration: int) -> Path:
@@ -27,52 +28,115 @@ def folder_of(run: RunDirectory, iteration: int) -> Path:
     return run.path / "checkpoints" / f"iteration-{iteration:04d}"
 
 
+# --- writing --------------------------------------------------------------------------------------
+
+
 def write(
     run: RunDirectory,
     iteration: int,
     learners: Mapping[PolicyName, Team],
     known: Mapping[str, Any],
+    also: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write an iteration's checkpoint to a folder aside, which counts once it is published.
 
     Args:
         known: what `Teams.known` gave.
+        also: writes what else belongs into the folder.
     Raises:
+        CannotWrite: the disk does not take it; nothing is left of it then.
         UserError: the learners wrote to another file system than this process reads.
     """
-    partial = _partial(run, iteration)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / _KNOWN).write_text(json.dumps(known), encoding="utf-8")
-    for wait in [t.submit("save", partial / name) for name, t in learners.items()]:
+    with durable.aside(folder_of(run, iteration)) as folder:
+        (folder / KNOWN).write_text(json.dumps(known), encoding="utf-8")
+        also(folder)
+        write_learners(folder, learners, "save")
+
+
+def write_learners(
+    folder: Path, learners: Mapping[PolicyName, Team], method: Literal["save", "save_state"]
+) -> None:
+    """Have every learner write its policy and its state into a folder, or its state alone.
+
+    Raises:
+        UserError: they wrote to another file system than this process reads.
+    """
+    for wait in [team.submit(method, folder / policy) for policy, team in learners.items()]:
         wait()
     for policy in learners:
-        if not ((partial / policy / "config.json").is_file() and _state(partial, policy).is_file()):
+        has_policy = method == "save_state" or (folder / policy / "config.json").is_file()
+        if not (has_policy and _states(folder, policy)):
             raise UserError(
-                f"{partial}: the {policy}'s learner wrote its checkpoint somewhere else: "
+                f"{folder}: the {policy}'s learner wrote its checkpoint somewhere else: "
                 "tracking.run_dir must be on a file system that all machines share"
             )
 
 
 def publish(run: RunDirectory, iteration: int) -> None:
     """Make what was written the run's last checkpoint."""
-    os.replace(_partial(run, iteration), folder_of(run, iteration))
-    if iteration > _STATES_KEPT:
-        old = folder_of(run, iteration - _STATES_KEPT)
-        for path in (old / _KNOWN, *(_state(old, policy) for policy in POLICIES)):
-            path.unlink(missing_ok=True)
+    durable.publish(folder_of(run, iteration))
 
 
-def known(run: RunDirectory, iteration: int) -> dict[str, Any]:
-    """What `write` was given."""
-    path = folder_of(run, iteration) / _KNOWN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def prune(run: RunDirectory, recipe: Recipe) -> None:
+    """Remove what `tracking.keep_last` does not keep, and optimiser states that nobody resumes.
+
+    The policies of the best evaluation, by `tracking.keep_best` or the metric that stops the run,
+    are kept in any case.
+    """
+    keep, here = recipe.tracking.keep_last, kept(run)
+    best = {run.best(metric) for metric in recipe.watched.values()}
+    whole = here[-(keep or _STATES_KEPT) :]
+    with durable.writing(run.path / "checkpoints"):
+        for iteration in here[: -len(whole)]:
+            folder = folder_of(run, iteration)
+            if keep and iteration not in best:
+                durable.remove(folder)
+                continue
+            states = [path for policy in POLICIES for path in _states(folder, policy)]
+            for path in (folder / KNOWN, folder / AHEAD, *states):
+                durable.remove(path)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def kept(run: RunDirectory) -> list[int]:
+    """The iterations that have a checkpoint, in order."""
+    folders = sorted((run.path / "checkpoints").glob("iteration-????"))
+    return [int(folder.name.removeprefix("iteration-")) for folder in folders]
 
 
 def latest(run: RunDirectory) -> int:
-    """The iteration of the last whole checkpoint; 0 before the first."""
-    folders = sorted((run.path / "checkpoints").glob("iteration-????"))
-    return int(folders[-1].name.removeprefix("iteration-")) if folders else 0
+    """The iteration of the last checkpoint; 0 before the first."""
+    return max(kept(run), default=0)
+
+
+def latest_good(run: RunDirectory, say: Callable[[str], object]) -> int:
+    """The last iteration whose checkpoint is what was written; 0 before the first.
+
+    Raises:
+        UserError: there are checkpoints, and none to resume from.
+    """
+    told: list[str] = []
+    for iteration in reversed(kept(run)):
+        damage = durable.damage(folder_of(run, iteration))
+        if damage is None:
+            for line in told:
+                say(f"{line}: going back to iteration {iteration}")
+            return iteration
+        told.append(f"{folder_of(run, iteration)}: {damage}")
+    if told:
+        raise UserError(
+            "no checkpoint to resume from: " + "; ".join(told) + ". Restore one from a copy, or "
+            "start a new run in another place (tracking.run_dir=...)"
+        )
+    return 0
+
+
+def known(folder: Path) -> dict[str, Any]:
+    """What `Teams.known` gave when a folder was written."""
+    path = folder / KNOWN
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def policy_folder(run: RunDirectory, iteration: int, policy: PolicyName, initial: str) -> str:
@@ -81,10 +145,26 @@ def policy_folder(run: RunDirectory, iteration: int, policy: PolicyName, initial
     return str(folder) if folder.is_dir() else initial
 
 
-def _partial(run: RunDirectory, iteration: int) -> Path:
-    final = folder_of(run, iteration)
-    return final.with_name(final.name + ".partial")
+def is_finished(run: RunDirectory, recipe: Recipe) -> bool:
+    """Whether all iterations have been done, or it stopped early."""
+    done, early = latest(run), recipe.training.early_stop
+    stopped = early is not None and done > 0 and early.stops(run.evaluations()[: done + 1])
+    return stopped or done >= recipe.training.iterations
 
 
-def _state(folder: Path, policy: PolicyName) -> Path:
-    return folder / f"{policy}.learner.pt"
+def how_to_go_on(run: RunDirectory) -> str:
+    """Where a run stands, and the command that goes on from there."""
+    if not run.begun:
+        return "Nothing has been written"
+    last = latest(run)
+    parts = sorted((run.path / "checkpoints").glob(f"iteration-{last + 1:04d}-part-????"))
+    safe = [f"iteration {last}"] if last else []
+    safe += [f"what iteration {last + 1} had so far"] if parts else []
+    told = f"{' and '.join(safe)} {'are' if len(safe) > 1 else 'is'} safe" if safe else ""
+    told = told or "nothing but its beginning has been saved"
+    return f"{told[0].upper()}{told[1:]}; go on with: dro-rl train --resume {run.path}"
+
+
+def _states(folder: Path, policy: PolicyName) -> list[Path]:
+    """What `Learner.save_state` wrote: files, or folders of shards."""
+    return sorted(folder.glob(f"{policy}.learner*"))

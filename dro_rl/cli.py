@@ -11,9 +11,12 @@ import typer
 
 from dro_rl.cli_services import retriever, rewards
 from dro_rl.command_line import (
+    IN_ONE_PROCESS,
     Overrides,
     RecipeName,
     RunPath,
+    begun,
+    finished,
     load,
     prepare_process,
     require_run,
@@ -53,9 +56,7 @@ def train(
         str | None, typer.Argument(help="A recipe; not needed with --resume.")
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this run at its next iteration.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run where it stands.")] = None,
 ) -> None:
     """Train both policies of a recipe."""
     if resume:
@@ -64,17 +65,24 @@ def train(
         )
     else:
         loaded = load(recipe, overrides)
+        resume = begun(loaded)
+        if resume and finished(resume, loaded):
+            typer.echo(f"{resume}: has done its iterations; training.iterations=N goes on")
+            return
     prepare_process(loaded)
+    from dro_rl.ending import says_how_to_go_on
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
 
-    if loaded.algorithm.kind == "trl_grpo":
-        from dro_rl.trl_grpo import train as run_training
-    else:
-        from dro_rl.trainer import train as run_training
+    with says_how_to_go_on(lambda: "Nothing had begun"):
+        if loaded.algorithm.kind == "trl_grpo":
+            from dro_rl.trl_grpo import train as run_training
+        else:
+            from dro_rl.trainer import train as run_training
 
-    console = Console()
-    run = run_training(loaded, console, RunDirectory.open(resume.absolute()) if resume else None)
+        console = Console()
+        directory = RunDirectory.open(resume.absolute()) if resume else None
+        run = run_training(loaded, console, directory)
     evaluations = run.evaluations()
     console.evaluations(evaluations)
     if len(evaluations) > 1:
@@ -232,7 +240,7 @@ def profile(
     ] = None,
 ) -> None:
     """Run a recipe's stages on a batch in one process under torch.profiler; show the top of it."""
-    loaded = load(recipe, [*(overrides or []), "cluster.mode=local"])
+    loaded = load(recipe, [*(overrides or []), *IN_ONE_PROCESS])
     prepare_process(loaded)
     from dro_rl.profiling import profile as run_profiler
     from dro_rl.tracking.console import Console

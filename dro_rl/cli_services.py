@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dro_rl.command_line import Overrides, RecipeName, load, prepare_process
+from dro_rl.command_line import IN_ONE_PROCESS, Overrides, RecipeName, load, prepare_process
 
 retriever = typer.Typer(no_args_is_help=True, help="A recipe's retriever as a service.")
 
@@ -61,7 +61,7 @@ def run_reward(
     questions: Annotated[int, typer.Option(min=1, help="Training questions to show.")] = 4,
 ) -> None:
     """Run a reward on a few questions in the foreground; show selections, answers and scores."""
-    here = ("cluster.mode=local", "rollout.engine=transformers")  # no engine to start
+    here = (*IN_ONE_PROCESS, "rollout.engine=transformers")  # no engine to start
     loaded = load(recipe, [*(overrides or []), f"reward={reward}", *here])
     prepare_process(loaded)
     from dro_rl.reward_command import run_reward as run

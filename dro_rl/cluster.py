@@ -6,25 +6,27 @@ Both give `Team`s with the same calls, so the trainer does not know which it has
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from dro_rl import hardware
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
-from dro_rl.libraries import quiet_libraries
+from dro_rl.host import WATCH, Host
+from dro_rl.placement import Room, gpu_shares
 from dro_rl.recipe import ClusterSection
 from dro_rl.rollout.environment import has_gpu
-
-Done = Callable[[int], None]
+from dro_rl.supervision import Check, Done, RayTeam, Say
 
 
 class Team(Protocol):
-    """n workers of one role."""
+    """n workers of one role. On Ray, those of a role without state are made again when they are
+    lost, and what is asked of every worker is then asked of the others; see `dro_rl.supervision`.
+    """
 
     def ready(self) -> list[Any]:
         """Wait until every worker is made; what each says of itself."""
@@ -35,13 +37,24 @@ class Team(Protocol):
         ...
 
     def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
-        """One call a worker, at most, in the background where there is one; the returned function
-        waits for the results."""
+        """`map` in the background where there is one; the returned function waits for the
+        results."""
         ...
 
     def leave(self, method: str) -> Any:
         """What a method of the first worker gives, left where it is: `submit` takes it as an
         argument for another team, and it does not pass through this process."""
+        ...
+
+    def on_return(
+        self, method: str, args: tuple, check: Check | None = None, *, anew: bool = False
+    ) -> None:
+        """What a worker that is made again goes through before it takes work, beside what was said
+        before of other methods; `anew` forgets that. `check` is given the result."""
+        ...
+
+    def restart(self) -> None:
+        """Begin to make all workers afresh, as they were before their first call; see `ready`."""
         ...
 
     def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
@@ -63,21 +76,41 @@ class Team(Protocol):
 class Cluster(Protocol):
     """Where workers live."""
 
-    def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
+    def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
         """Begin to make `copies` of cls(*args), on Ray each in a process of its own.
 
-        Does not wait: roles start side by side, and `Team.ready` waits for one.
+        Does not wait: roles start side by side, and `Team.ready` waits for one. A worker of a
+        `stateful` role is not made again when it is lost: calls raise `WorkerLost` then.
+        """
+        ...
+
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        """The same, of n > 1 that work as one: cls(*args, place), stateful.
+
+        Waits until there is room for all.
+
+        Raises:
+            UserError: there is none within `start_timeout`.
         """
         ...
 
 
 @contextmanager
-def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
+def open_cluster(
+    section: ClusterSection,
+    processes: int,
+    say: Say = lambda line: None,
+    stacks: Path | None = None,
+    ranks: int = 0,
+) -> Iterator[Cluster]:
     """The cluster of a recipe; everything started on it ends with the block.
 
     Args:
         section: the recipe's `cluster`.
         processes: how many workers the run will start, to divide the GPUs among.
+        say: is told of workers that were lost, a line each.
+        stacks: folder for the stacks of those that hung.
+        ranks: how many of the processes belong to learners of several.
     Raises:
         UserError: the Ray address does not answer.
     """
@@ -88,7 +121,8 @@ def open_cluster(section: ClusterSection, processes: int) -> Iterator[Cluster]:
 
     _connect(section, processes)
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    cluster = _RayCluster(section, gpu_share(processes, gpus))
+    rank_gpus, gpus = gpu_shares(processes, ranks, gpus)
+    cluster = _RayCluster(section, rank_gpus, gpus, say, stacks)
     try:
         yield cluster
     finally:
@@ -126,6 +160,14 @@ class LocalTeam:
             done(i)
         return results
 
+    def on_return(
+        self, method: str, args: tuple, check: Check | None = None, *, anew: bool = False
+    ) -> None:
+        """Nobody leaves: a worker that dies takes this process with it."""
+
+    def restart(self) -> None:
+        raise NotImplementedError("workers in this process are not lost")
+
     def devices(self) -> list[Device]:
         return [hardware.device()] * len(self.workers)
 
@@ -134,137 +176,79 @@ class LocalTeam:
 
 
 class _LocalCluster:
-    def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
+    def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
         return LocalTeam([cls(*args) for _ in range(copies)])
+
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        raise NotImplementedError("the recipe refuses several ranks in one process")
 
 
 # --- on Ray ---------------------------------------------------------------------------------------
 
 
-class Host:
-    """The actor that holds a worker. It makes the worker in a call of its own, because an error
-    in an actor's constructor loses its type on the way to the driver."""
+class _RayCluster:
+    def __init__(
+        self,
+        section: ClusterSection,
+        rank_gpus: float,
+        gpus: float,
+        say: Say,
+        stacks: Path | None,
+    ) -> None:
+        self.section, self.rank_gpus, self.gpus = section, rank_gpus, gpus
+        self.say, self.stacks = say, stacks
+        self.teams: list[RayTeam] = []
+        self.rooms: list[Room] = []
 
-    def __init__(self) -> None:
-        quiet_libraries()  # a head that was started elsewhere has another environment
-        self.worker: Any = None
-
-    def make(self, cls: type, args: tuple) -> None:
-        self.worker = cls(*args)
-
-    def ready(self) -> Any:
-        return self.worker.ready()
-
-    def call(self, method: str, args: tuple) -> Any:
-        import ray
-
-        here = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in args]
-        return getattr(self.worker, method)(*here)
-
-    def device(self) -> Device:
-        return hardware.device()
-
-    def memory(self) -> Memory:
-        return hardware.memory()
-
-
-class _RayTeam:
-    def __init__(self, role: str, actors: list[Any], section: ClusterSection) -> None:
-        self.role, self.actors = role, actors
-        self.timeout, self.start_timeout = section.call_timeout, section.start_timeout
-        self.made: list[Any] = []
-
-    def make(self, cls: type, args: tuple) -> None:
-        self.made = [actor.make.remote(cls, args) for actor in self.actors]
-
-    def ready(self) -> list[Any]:
-        self._get(self.made, "start", self.start_timeout)
-        refs = [actor.ready.remote() for actor in self.actors]
-        return self._get(refs, "ready", self.start_timeout)
-
-    def submit(self, method: str, *args: Any) -> Callable[[], list[Any]]:
-        import ray
-
-        shared = ray.put(args)  # once for all workers
-        refs = [actor.call.remote(method, shared) for actor in self.actors]
-        return lambda: self._get(refs, method, self.timeout)
-
-    def begin(self, method: str, calls: Sequence[tuple]) -> Callable[[], list[Any]]:
-        pairs = zip(self.actors, calls, strict=False)
-        refs = [actor.call.remote(method, call) for actor, call in pairs]
-        return lambda: self._get(refs, method, self.timeout)
-
-    def leave(self, method: str) -> Any:
-        return self.actors[0].call.remote(method, ())
-
-    def map(self, method: str, chunks: Sequence[tuple], done: Done) -> list[Any]:
-        import ray
-
-        results: list[Any] = [None] * len(chunks)
-        waiting = list(enumerate(chunks))[::-1]
-        running: dict[Any, tuple[int, Any]] = {}
-        idle = list(self.actors)
-        while waiting or running:
-            while waiting and idle:
-                (index, chunk), actor = waiting.pop(), idle.pop()
-                running[actor.call.remote(method, chunk)] = (index, actor)
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=self.timeout)
-            if not ready:
-                raise self._too_slow(method, self.timeout)
-            index, actor = running.pop(ready[0])
-            idle.append(actor)
-            results[index] = self._get(ready, method, self.timeout)[0]
-            done(index)
-        return results
-
-    def devices(self) -> list[Device]:
-        return self._get([a.device.remote() for a in self.actors], "device", self.timeout)
-
-    def memory(self) -> list[Memory]:
-        return self._get([a.memory.remote() for a in self.actors], "memory", self.timeout)
-
-    def _get(self, refs: list[Any], method: str, timeout: float) -> list[Any]:
-        import ray
-        from ray.exceptions import GetTimeoutError, RayTaskError
-
-        try:
-            return ray.get(refs, timeout=timeout)
-        except GetTimeoutError as error:
-            raise self._too_slow(method, timeout) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            raise
-
-    def _too_slow(self, method: str, timeout: float) -> UserError:
-        setting = "start_timeout" if method in ("start", "ready") else "call_timeout"
-        return UserError(
-            f"{self.role}: {method} did not answer within {timeout:.0f} s: see the workers' logs "
-            f"(`ray logs`), or raise cluster.{setting}"
+    def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
+        # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
+        host = self._host().options(num_cpus=0, num_gpus=self.gpus)
+        return self._team(
+            role, copies, lambda number: host.remote(), lambda number: (cls, args), stateful
         )
 
+    def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
+        room, host = Room(role, ranks, self.rank_gpus, self.section.start_timeout), self._host()
+        self.rooms.append(room)
+        return self._team(
+            role,
+            ranks,
+            lambda number: host.options(**room.options(number)).remote(),
+            lambda number: (cls, (*args, room.place(number))),
+            stateful=True,
+        )
 
-class _RayCluster:
-    def __init__(self, section: ClusterSection, gpus: float) -> None:
-        self.section, self.gpus = section, gpus
-        self.actors: list[Any] = []
-
-    def start(self, role: str, cls: type, copies: int, *args: Any) -> Team:
+    def _host(self) -> Any:
         import ray
 
-        # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
-        host = ray.remote(Host).options(num_cpus=0, num_gpus=self.gpus)
-        actors = [host.remote() for _ in range(copies)]
-        self.actors += actors
-        team = _RayTeam(role, actors, self.section)
-        team.make(cls, args)
+        return ray.remote(concurrency_groups={WATCH: 1})(Host)
+
+    def _team(
+        self,
+        role: str,
+        copies: int,
+        new_actor: Callable[[int], Any],
+        worker: Callable[[int], tuple[type, tuple]],
+        stateful: bool,
+    ) -> Team:
+        team = RayTeam(
+            role,
+            copies,
+            new_actor,
+            worker,
+            self.section,
+            stateful=stateful,
+            say=self.say,
+            stacks=self.stacks,
+        )
+        self.teams.append(team)
         return team
 
     def stop(self) -> None:
-        import ray
-
-        for actor in self.actors:
-            ray.kill(actor)
+        for team in self.teams:
+            team.stop()
+        for room in self.rooms:
+            room.free()
 
 
 def _connect(section: ClusterSection, processes: int) -> None:
@@ -306,8 +290,3 @@ def _check_answers(address: str, named: str) -> None:
             f"{named} {address}: nothing answers there ({error}). Start a head with "
             "`ray start --head`, or drop the address to run Ray inside this process"
         ) from error
-
-
-def gpu_share(processes: int, gpus: int) -> float:
-    """Each process's share of a GPU, so that all of them fit: 1 / ceil(processes / GPUs)."""
-    return 1 / math.ceil(processes / gpus) if gpus else 0.0

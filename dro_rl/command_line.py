@@ -20,6 +20,7 @@ RecipeName = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
 ]
+IN_ONE_PROCESS = ("cluster.mode=local", "selector.ranks=1", "generator.ranks=1")
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]
 
 
@@ -41,9 +42,6 @@ def with_environment(overrides: list[str] | None) -> list[str]:
         raise UserError(f"DRO_RL_OVERRIDES={text}: {error}") from error
 
 
-_MAY_CHANGE = ("training.iterations", "training.early_stop", "cluster.", "rollout.workers")
-
-
 def resumed(run: Path, overrides: list[str]) -> Recipe:
     """The recipe that a run goes on with; refuses what would be another experiment."""
     from dro_rl.recipe_file import load_recipe, localise
@@ -54,13 +52,56 @@ def resumed(run: Path, overrides: list[str]) -> Recipe:
             raise UserError(
                 f"--resume {run} uses the run's own recipe: drop {override}, or start a new run"
             )
-        if not override.startswith(_MAY_CHANGE):
-            raise UserError(
-                f"override {override!r}: a resumed run may change only {', '.join(_MAY_CHANGE)} "
-                "(anything else would be another experiment): start a new run for it"
-            )
     place = f"tracking.run_dir={run.absolute()}"
-    return localise(load_recipe(str(run / "recipe.yaml"), [*overrides, place]))
+    recipe = localise(load_recipe(str(run / "recipe.yaml"), [*overrides, place]))
+    _require_same(run, recipe)
+    return recipe
+
+
+def begun(recipe: Recipe) -> Path | None:
+    """The run that `tracking.resume: auto` goes on with; None where there is none yet."""
+    run = Path(recipe.tracking.run_dir)
+    if recipe.tracking.resume == "never" or not (run / "recipe.yaml").is_file():
+        return None
+    require_run(run)
+    _require_same(run, recipe)
+    return run
+
+
+def finished(run: Path, recipe: Recipe) -> bool:
+    """Whether a run has nothing left to do; what it did not come to after its last checkpoint is
+    made good then."""
+    from dro_rl import checkpoint, progress
+    from dro_rl.tracking.report import LiveReport
+    from dro_rl.tracking.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    if not checkpoint.is_finished(directory, recipe):
+        return False
+    progress.forget(directory)
+    checkpoint.prune(directory, recipe)
+    LiveReport(directory).write()
+    return True
+
+
+def _require_same(run: Path, recipe: Recipe) -> None:
+    """Refuse a recipe whose results would be others than the run's."""
+    from dro_rl.recipe_file import load_recipe, localise
+
+    ours = localise(load_recipe(str(run / "recipe.yaml"))).lasting()
+    theirs = recipe.lasting()
+    lines = [
+        f"  {key}: {ours.get(key, 'not set')!r} -> {theirs.get(key, 'not set')!r}"
+        for key in ours | theirs
+        if key not in ours or key not in theirs or ours[key] != theirs[key]
+    ]
+    if lines:
+        raise UserError(
+            f"{run}: going on with other settings than it was begun with would be another "
+            "experiment:\n" + "\n".join(lines) + "\ntake these back (training.iterations, cluster, "
+            "tracking and what else no result depends on may change), or start a new run with "
+            "tracking.run_dir=..."
+        )
 
 
 def require_run(run: Path) -> None:

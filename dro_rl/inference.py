@@ -40,7 +40,8 @@ def evaluate_run(
     own = load_recipe(str(path / "recipe.yaml"))
     if data is not None:
         _warn_of_trained_on(own, examples, console)
-    with open_cluster(recipe.cluster, process_count(recipe, learners=False)) as cluster:
+    processes = process_count(recipe, learners=False)
+    with open_cluster(recipe.cluster, processes, console.say, path / "stacks") as cluster:
         teams = start_teams(recipe, cluster, models, console, None)
         summary, rows = evaluate(teams, examples, at, console)
     console.evaluations([summary])

@@ -5,73 +5,29 @@ use the same class; what differs is which completions of which prompts they lear
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from dro_rl.errors import UserError
+from dro_rl import learner_state
 from dro_rl.objective import Evaluated, Objective
-from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion, batches
+from dro_rl.passes import Question
+from dro_rl.policy import causal_lm, sharding
+from dro_rl.policy.likelihood import Completion
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
 from dro_rl.prompts import write_selection
+from dro_rl.ranks import Place, Ranks
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward, load_reward
+from dro_rl.step_totals import StepMetrics, Totals
 
-
-@dataclass(frozen=True, slots=True)
-class StepMetrics:
-    """What one optimiser step did, before it: see docs/metrics.md.
-
-    `logp` is the mean log-likelihood of the targets and `logp_gap` the mean distance of it from
-    the log-probability they were sampled with [nats]: rounding in an iteration's first step, then
-    how far the policy has moved from the one that sampled. `clipped`, `kl` and `value_loss` are
-    averaged over questions; 0 for algorithms without.
-    """
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    logp: float
-    logp_gap: float
-    clipped: float
-    kl: float
-    value_loss: float
-    truncated_documents: float
-    tokens: int
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums over the loss terms of a batch; `loss`, `clipped`, `kl` and `value_loss` are means over
-    its questions."""
-
-    loss: float = 0.0
-    clipped: float = 0.0
-    kl: float = 0.0
-    value_loss: float = 0.0
-    logp: float = 0.0
-    gap: float = 0.0
-    truncated_documents: int = 0
-    terms: int = 0
-    tokens: int = 0
-
-    def add(self, evaluated: Evaluated, targets: Sequence[Target], questions: int) -> None:
-        parts, logps = evaluated.parts, evaluated.logps
-        self.loss += parts.loss.item() / questions
-        self.clipped += parts.clipped / questions
-        self.kl += parts.kl / questions
-        self.value_loss += parts.value_loss / questions
-        self.logp += sum(logps)
-        self.gap += sum(abs(p - sum(t.logq)) for p, t in zip(logps, targets, strict=True) if t.logq)
-        self.truncated_documents += sum(t.truncated_documents for t in targets)
-        self.terms += len(targets)
+T = TypeVar("T")
 
 
 class Learner:
@@ -83,27 +39,39 @@ class Learner:
         model: folder or hub name to start from.
         total_steps: optimiser steps of the whole run, for the schedule.
         learning_rate: peak.
+        place: this process's among the ranks that train the policy together: each calls the same
+            methods with the same arguments, and gets the same from them.
     """
 
     def __init__(
-        self, recipe: Recipe, policy: PolicyName, model: str, total_steps: int, learning_rate: float
+        self,
+        recipe: Recipe,
+        policy: PolicyName,
+        model: str,
+        total_steps: int,
+        learning_rate: float,
+        place: Place | None = None,
     ) -> None:
         torch.set_num_threads(recipe.cluster.threads)
-        torch.manual_seed(recipe.training.seed)
+        torch.manual_seed(recipe.training.seed)  # ranks make the same adapters
         self.recipe, self.policy = recipe, policy
         self.section = recipe.policy(policy)
         self.writer = causal_lm.prompt_writer(self.section, model)
-        self.model: Any = causal_lm.load_model(self.section, model, training=True)
+        self.ranks = Ranks(place, recipe.cluster.call_timeout)
+        self.model: Any = self.ranks.load_model(self.section, model, training=True)
         if self.section.lora:
             self.model = causal_lm.add_lora(self.model, self.section)
-        self.objective = Objective(recipe, policy, self.model, self.writer, model)
+        self.ranks.divide(self.model, self.section)
+        self.objective = Objective(recipe, policy, self.model, self.writer, model, ranks=self.ranks)
         self.reward: Reward | None = None  # of `step_and_score`
+        self.bad_steps = 0
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if self.objective.value_head is not None:
-            head = self.objective.value_head.named_parameters(prefix="value_head")
-            self.trainable.update(head)
+        groups = [list(self.trainable.values())]
+        if (head := self.objective.value_head) is not None:
+            self.trainable.update(head.named_parameters(prefix="value_head"))
+            groups.append(list(head.parameters()))  # apart: it is not cut among ranks
         self.optimizer = torch.optim.AdamW(
-            self.trainable.values(),
+            [{"params": group} for group in groups],
             lr=learning_rate,
             betas=(0.9, 0.95),
             weight_decay=recipe.training.weight_decay,
@@ -119,17 +87,26 @@ class Learner:
             "forward": self.objective.likelihood.describe(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "trainable": sum(p.numel() for p in self.trainable.values()),
+            **({"ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
 
     # --- the step -------------------------------------------------------------------------------
 
     def step(self, batch: Sequence[WeightedRollout]) -> StepMetrics:
         """One optimiser step on a batch of questions."""
-        return self.step_on([self.objective.targets(w) for w in batch])
+        groups = [self.objective.targets(w) for w in batch]
+        return self.step_on(groups, [w.rollout.example.id for w in batch])
 
-    def step_on(self, groups: Sequence[Sequence[Target]]) -> StepMetrics:
-        """One optimiser step on groups of loss terms."""
-        return self._update(self.backward(groups))
+    def step_on(
+        self, groups: Sequence[Sequence[Target]], names: Sequence[str] | None = None
+    ) -> StepMetrics:
+        """One optimiser step on groups of loss terms, by default named by their numbers."""
+        names = names or _numbers(groups)
+
+        def learn(some: Sequence[int]) -> Totals:
+            return self.backward([groups[i] for i in some], [names[i] for i in some])
+
+        return self._step(learn, names)
 
     def step_and_score(self, batch: Sequence[Rollout]) -> tuple[StepMetrics, list[ScoredRollout]]:
         """One optimiser step of the generator on questions that nobody has scored; see
@@ -138,36 +115,37 @@ class Learner:
         Returns:
             also the scored rollouts, at the weights before the step.
         """
-        self.reward = self.reward or load_reward(self.recipe.reward)
-        totals, scored = Totals(), list[ScoredRollout]()
-        groups = [self.objective.answers(r) for r in batch]
-        for part in self._micro_batches(groups):
-            targets = [t for g in groups[part] for t in g]
-            evaluated, some = self.objective.scored_loss(self.reward, batch[part], targets)
-            self._accumulate(evaluated, targets, len(batch), totals)
-            scored += some
-        return self._update(totals), scored
+        scored: list[ScoredRollout] = []
 
-    def _update(self, totals: Totals) -> StepMetrics:
-        """The optimiser step, on the gradient that is there."""
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.trainable.values(), self.recipe.training.max_grad_norm
-        )
+        def learn(some: Sequence[int]) -> Totals:
+            totals, found = self._learn_and_score([batch[i] for i in some])
+            scored.extend(found)
+            return totals
+
+        metrics = self._step(learn, [r.example.id for r in batch])
+        return metrics, scored[: len(batch)]
+
+    def _step(self, learn: Callable[[Sequence[int]], Totals], names: Sequence[str]) -> StepMetrics:
+        """Learn from all questions, in one optimiser step, unless that would spoil the weights.
+
+        Args:
+            learn: makes the gradient of some of them, by number.
+            names: of all.
+        """
+        totals, norm = self._gradient(learn, range(len(names)))
         learning_rate = float(self.schedule.get_last_lr()[0])
-        if not math.isfinite(norm):
-            raise UserError(
-                f"the gradient of the {self.policy} is not finite ({float(norm)}), and its weights "
-                f"are as before this step: lower {self.policy}.learning_rate, or look for a "
-                "question that the policy gives probability 0"
-            )
-        if totals.terms:
+        bad: tuple[str, ...] = ()
+        if not (math.isfinite(norm) and math.isfinite(totals.loss)):
+            self.bad_steps += 1
+            bad = tuple(name for i, name in enumerate(names) if not self._is_good(learn, i))
+        elif totals.terms:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.schedule.step()
+        self.schedule.step()  # a skipped step too: the learning rate follows the data
         terms = max(totals.terms, 1)
         return StepMetrics(
             loss=totals.loss,
-            grad_norm=float(norm),
+            grad_norm=norm,
             learning_rate=learning_rate,
             logp=totals.logp / terms,
             logp_gap=totals.gap / terms,
@@ -176,31 +154,83 @@ class Learner:
             value_loss=totals.value_loss,
             truncated_documents=totals.truncated_documents / terms,
             tokens=totals.tokens,
+            bad_steps=self.bad_steps,
+            bad_questions=bad,
         )
 
-    def backward(self, groups: Sequence[Sequence[Target]]) -> Totals:
+    def _gradient(
+        self, learn: Callable[[Sequence[int]], Totals], some: Sequence[int]
+    ) -> tuple[Totals, float]:
+        """The gradient of some questions, clipped, and the norm that it had."""
+        totals = learn(some)
+        for parameter in sharding.uncut(self.trainable.values()):
+            if parameter.grad is not None:
+                self.ranks.add(parameter.grad)
+        most = self.recipe.training.max_grad_norm
+        return totals, sharding.clip(self.trainable.values(), most)
+
+    def _is_good(self, learn: Callable[[Sequence[int]], Totals], number: int) -> bool:
+        """Whether a question alone has a finite loss and gradient."""
+        self.optimizer.zero_grad()
+        totals, norm = self._gradient(learn, [number])
+        return math.isfinite(norm) and math.isfinite(totals.loss)
+
+    def backward(
+        self, groups: Sequence[Sequence[Target]], names: Sequence[str] | None = None
+    ) -> Totals:
         """Add to the gradient that of the mean over groups of the sum of their terms.
 
-        Micro-batches hold whole questions and each loss is divided by the batch's number of
-        questions, so the gradient does not depend on where the batch is split.
+        Passes take whole questions and each loss is divided by the batch's number of questions,
+        so the gradient does not depend on where the batch is split.
         """
-        ordered = sorted((g for g in groups if g), key=_longest)  # equal lengths: less padding
-        totals = Totals()
-        for part in self._micro_batches(ordered):
-            targets = [t for g in ordered[part] for t in g]
-            self._accumulate(self.objective.loss(targets), targets, len(groups), totals)
-        return totals
+        names = names or _numbers(groups)
 
-    def _micro_batches(self, groups: Sequence[Sequence[Target]]) -> Iterator[slice]:
-        budget = self.recipe.training.tokens_per_microbatch
-        return batches(self.objective.likelihood, [_completions(g) for g in groups], budget)
+        def work(part: list[int]) -> Totals:
+            targets = [t for i in part for t in groups[i]]
+            return self._add(self.objective.loss(targets), targets, len(groups))
 
-    def _accumulate(
-        self, evaluated: Evaluated, targets: Sequence[Target], questions: int, totals: Totals
-    ) -> None:
+        return sum(self._through(groups, names, work), start=Totals())
+
+    def _learn_and_score(self, batch: Sequence[Rollout]) -> tuple[Totals, list[ScoredRollout]]:
+        """The same from rollouts whose rewards the forward pass gives."""
+        reward = self.reward = self.reward or load_reward(self.recipe.reward)
+        groups = [self.objective.answers(r) for r in batch]
+
+        def work(part: list[int]) -> tuple[Totals, list[tuple[int, ScoredRollout]]]:
+            targets = [t for i in part for t in groups[i]]
+            some = [batch[i] for i in part]
+            evaluated, scored = self.objective.scored_loss(reward, some, targets)
+            totals = self._add(evaluated, targets, len(batch))
+            return totals, list(zip(part, scored, strict=True))
+
+        done = self._through(groups, [r.example.id for r in batch], work)
+        found = dict(pair for _, pairs in done for pair in pairs)
+        totals = sum((t for t, _ in done), start=Totals())
+        return totals, [found[i] for i in range(len(batch))]
+
+    def _through(
+        self,
+        groups: Sequence[Sequence[Target]],
+        names: Sequence[str],
+        work: Callable[[list[int]], T],
+    ) -> list[T]:
+        """What every pass over the groups gives; see `Passes.over`."""
+        questions = [
+            Question(name, [c for t in group for c in t.completions])
+            for name, group in zip(names, groups, strict=True)
+        ]
+
+        def idle(number: int) -> None:
+            evaluated = self.objective.loss(groups[number][:1])
+            (0 * evaluated.parts.loss).backward()
+
+        return self.objective.passes.over(questions, work, idle, self.optimizer.zero_grad)
+
+    def _add(self, evaluated: Evaluated, targets: Sequence[Target], questions: int) -> Totals:
+        """A pass's part of the batch's gradient, and of its sums."""
         (evaluated.parts.loss / questions).backward()
-        totals.add(evaluated, targets, questions)
-        totals.tokens += self.objective.likelihood.cost(_completions(targets))
+        tokens = self.objective.likelihood.cost([c for t in targets for c in t.completions])
+        return Totals.of(evaluated, targets, questions, tokens)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
@@ -214,11 +244,19 @@ class Learner:
 
     def weights(self) -> dict[str, np.ndarray]:
         """What the engines need: with LoRA the adapters alone, else all weights in the recipe's
-        dtype. `causal_lm.Received` makes whole weights of either."""
+        dtype; of several ranks the first has them. `causal_lm.Received` makes whole weights of
+        either."""
         if self.section.lora:
-            return pack(causal_lm.adapter_factors(self.model))
-        dtype = causal_lm.forward_dtype(self.section)
-        return pack((n, w.detach().to(dtype)) for n, w in causal_lm.merged_weights(self.model))
+            tensors = causal_lm.adapter_factors(self.model)
+        else:
+            dtype = causal_lm.forward_dtype(self.section)
+            merged = causal_lm.merged_weights(self.model)
+            tensors = ((n, w.detach().to(dtype)) for n, w in merged)
+        whole = ((n, sharding.whole(w)) for n, w in tensors)
+        if self.ranks.rank == 0:
+            return pack(whole)
+        deque(whole, maxlen=0)  # its rows of each, for the first
+        return {}
 
     def probe(self, example: Example) -> tuple[Completion, list[float]]:
         """A fixed completion for an example, and log p of each of its tokens, unconstrained
@@ -235,52 +273,41 @@ class Learner:
     def save_policy(self, folder: Path) -> None:
         """The policy in Hugging Face format, LoRA folded in, in the recipe's dtype."""
         dtype = causal_lm.forward_dtype(self.section)
-        causal_lm.save_policy(self.model, self.writer.tokenizer, folder, dtype)
+        writes = self.ranks.rank == 0
+        tokenizer = self.writer.tokenizer
+        causal_lm.save_policy(self.model, tokenizer, folder, dtype, writes=writes)
 
     def save(self, folder: Path) -> None:
         """The policy, and beside it what resuming needs."""
         self.save_policy(folder)
-        torch.save(
-            {
-                "trainable": {n: p.detach().cpu() for n, p in self.trainable.items()},
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            },
-            folder.with_name(f"{self.policy}.learner.pt"),
-        )
+        self.save_state(folder)
+
+    def save_state(self, folder: Path) -> None:
+        """What `restore(folder)` reads, and nothing else: beside `folder`, which need not be there,
+        under names that begin with the policy's and `.learner`."""
+        facts = {"schedule": self.schedule.state_dict(), "bad_steps": self.bad_steps}
+        learner_state.write(self._state(folder), self.ranks, self.trainable, self.optimizer, facts)
 
     def restore(self, folder: Path) -> None:
-        """Continue from what `save(folder)` wrote.
+        """Continue from what `save_state(folder)` wrote, on any number of ranks.
 
         Raises:
             UserError: the state is not there or belongs to another model.
         """
-        path = folder.with_name(f"{self.policy}.learner.pt")
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            with torch.no_grad():
-                for name, parameter in self.trainable.items():
-                    parameter.copy_(state["trainable"][name])
-        except (OSError, KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: cannot be resumed from ({error}); resume an earlier iteration's folder "
-                "or start a new run"
-            ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        facts = learner_state.read(self._state(folder), self.ranks, self.trainable, self.optimizer)
+        self.schedule.load_state_dict(facts["schedule"])
+        for group, rate in zip(
+            self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        self.bad_steps = facts["bad_steps"]
+
+    def _state(self, folder: Path) -> Path:
+        return folder.with_name(f"{self.policy}.learner")
 
 
-def _completions(targets: Sequence[Target]) -> list[Completion]:
-    return [c for t in targets for c in t.completions]
-
-
-def _longest(group: Sequence[Target]) -> int:
-    return max(map(len, _completions(group)))
+def _numbers(groups: Sequence[object]) -> list[str]:
+    return [f"question {i + 1} of the batch" for i in range(len(groups))]
 
 
 def _schedule(training: Any, total_steps: int):

@@ -7,10 +7,10 @@ likelihood of selections, or a clipped ratio to the policy that sampled them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,19 @@ from torch import Tensor, nn
 from dro_rl.algorithm_sections import GrpoAlgorithm, PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
-from dro_rl.policy import causal_lm
+from dro_rl.passes import Passes, Question
+from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy.likelihood import Completion, Likelihood, batches
+from dro_rl.policy.likelihood import Completion, Likelihood
 from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
 from dro_rl.prompts import PromptWriter
+from dro_rl.ranks import ALONE, Ranks
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.reward.scoring import answer_tokens, by_documents, document_lists, score_group
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,22 @@ class Objective:
         model: the policy's, which learns.
         writer: of its prompts.
         initial: folder or hub name of the model that training starts from.
+        ranks: that hold the model together.
     """
 
     def __init__(
-        self, recipe: Recipe, policy: PolicyName, model: Any, writer: PromptWriter, initial: str
+        self,
+        recipe: Recipe,
+        policy: PolicyName,
+        model: Any,
+        writer: PromptWriter,
+        initial: str,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recipe, self.policy, self.model, self.writer = recipe, policy, model, writer
-        self.section, self.algorithm = recipe.policy(policy), recipe.algorithm
+        self.section, self.algorithm, self.ranks = recipe.policy(policy), recipe.algorithm, ranks
         self.likelihood = Likelihood(model, self.section.likelihood)
+        self.passes = Passes(self.likelihood, ranks, recipe.training.tokens_per_microbatch)
         selects = policy == "selector"
         self.clips = selects and self.algorithm.clips != "no"
         self.value_head: nn.Linear | None = None
@@ -67,8 +79,10 @@ class Objective:
         )
         self._reference: Likelihood | None = None
         if self._restrained and self.section.lora is None:
-            frozen = causal_lm.load_model(self.section, initial, training=False)
+            frozen = ranks.load_model(self.section, initial, training=False)
+            ranks.divide(frozen, self.section)
             self._reference = Likelihood(frozen, self.section.likelihood)
+            self._reference.checks_by_itself = False  # what holds for the policy holds for it
         self._grammars: dict[int, SelectionGrammar] = {}
 
     # --- loss terms -----------------------------------------------------------------------------
@@ -203,6 +217,8 @@ class Objective:
     @contextmanager
     def _as_reference(self) -> Iterator[Likelihood]:
         """The selector as it was when training started."""
+        if self._reference is not None:
+            self._reference.why_dense = self.likelihood.why_dense
         disabled = nullcontext() if self._reference is not None else self.model.disable_adapter()
         with disabled:
             yield self._reference or self.likelihood
@@ -216,35 +232,42 @@ class Objective:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
-        scores = []
-        with self.reading(), self._autocast():
-            for part, completions in self._distinct(rollouts):
-                logps = iter(self.likelihood.of(completions).tolist())
-                for r in part:
-                    table = {ids: next(logps) for ids in _distinct_ids(r)}
-                    scores.append([table[s.token_ids] for s in r.selections])
-        return scores
+        return self._read(rollouts, lambda some: self.likelihood.of(some).tolist())
 
     def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
         """What the value head gives before every token of every selection, a tuple a question."""
-        assert self.value_head is not None
-        scores = []
-        with self.reading(), self._autocast():
-            for part, completions in self._distinct(rollouts):
-                _, values = self.likelihood.tokens_and_values(completions, self.value_head)
-                rows = iter(values.tolist())
-                for r in part:
-                    table = {ids: tuple(next(rows)[: len(ids)]) for ids in _distinct_ids(r)}
-                    scores.append(tuple(table[s.token_ids] for s in r.selections))
-        return scores
+        head = self.value_head
+        assert head is not None
 
-    def _distinct(
-        self, rollouts: Sequence[Rollout]
-    ) -> Iterator[tuple[Sequence[Rollout], list[Completion]]]:
-        """A micro-batch of rollouts each, and all their different selections."""
-        groups = [[self.selection(r, ids) for ids in _distinct_ids(r)] for r in rollouts]
-        for part in batches(self.likelihood, groups, self.recipe.training.tokens_per_microbatch):
-            yield rollouts[part], [c for group in groups[part] for c in group]
+        def read(some: Sequence[Completion]) -> list[tuple[float, ...]]:
+            _, values = self.likelihood.tokens_and_values(some, head)
+            rows = zip(values.tolist(), some, strict=True)
+            return [tuple(row[: len(c.token_ids)]) for row, c in rows]
+
+        return [tuple(rows) for rows in self._read(rollouts, read)]
+
+    def _read(
+        self, rollouts: Sequence[Rollout], read: Callable[[Sequence[Completion]], list[T]]
+    ) -> list[list[T]]:
+        """Of every selection of every question; equal ones of a question are read once."""
+        questions = [
+            Question(r.example.id, [self.selection(r, ids) for ids in _distinct_ids(r)])
+            for r in rollouts
+        ]
+
+        def work(numbers: list[int]) -> list[tuple[int, list[T]]]:
+            some = [c for i in numbers for c in questions[i].completions]
+            found = iter(read(some))
+            rows = []
+            for i in numbers:
+                table = {ids: next(found) for ids in _distinct_ids(rollouts[i])}
+                rows.append((i, [table[s.token_ids] for s in rollouts[i].selections]))
+            return rows
+
+        with self.reading(), self._autocast():
+            done = self.passes.over(questions, work, lambda i: read(questions[i].completions[:1]))
+        rows = dict(row for part in done for row in part)
+        return [rows[i] for i in range(len(rollouts))]
 
     def tokens(self, completion: Completion) -> list[float]:
         """log p of each token of a completion [nats]."""
@@ -255,12 +278,17 @@ class Objective:
     def reading(self) -> Iterator[None]:
         """No gradient and no dropout."""
         self.model.eval()
-        with torch.no_grad():
-            yield
-        self.model.train()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+            sharding.free(self.model)
 
-    def _autocast(self) -> torch.autocast:
-        return causal_lm.autocast(self.section, self.model)
+    def _autocast(self) -> AbstractContextManager:
+        """Parts of a model have their own way into bfloat16."""
+        alone = self.ranks.size == 1
+        return causal_lm.autocast(self.section, self.model) if alone else nullcontext()
 
 
 def _distinct_ids(rollout: Rollout) -> list[tuple[int, ...]]:

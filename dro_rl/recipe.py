@@ -3,96 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
+from dro_rl.policy_sections import GeneratorSection, PolicySection, SelectorSection
 from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval, Retrieval
 from dro_rl.reward_sections import RewardChoice, RewardSection, written_out
-from dro_rl.sections import POLICIES, PolicyName, Rate, Section
-
-# --- policies -----------------------------------------------------------------------------------
-
-
-class Lora(Section):
-    """Low-rank adapters (peft) on the linear layers."""
-
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32
-    dropout: Rate = 0.0
-    target_modules: str | list[str] = "all-linear"
-
-
-class Scratch(Section):
-    """A small Llama from random weights, with a BPE tokenizer trained on the corpus."""
-
-    hidden_size: PositiveInt = 128
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    intermediate_size: PositiveInt = 384
-    vocabulary: int = Field(default=4096, ge=300)
-
-    @model_validator(mode="after")
-    def _divides(self) -> Scratch:
-        head = self.hidden_size // self.heads
-        if self.hidden_size % self.heads or head not in (32, 64, 80, 96, 128):
-            raise ValueError(
-                "hidden_size / heads must be 32, 64, 80, 96 or 128, which vLLM's CPU kernels take"
-            )
-        return self
-
-
-class PolicySection(Section):
-    model: str = Field(description="what training starts from: a folder or a hub name")
-    init: str | None = Field(
-        default=None,
-        description="what `dro-rl warmup` makes `model` from: scratch, a folder or a hub name; "
-        "without it `model` is used as it is",
-    )
-    scratch: Scratch = Scratch()
-    prompt: Literal["auto", "plain", "chat"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    lora: Lora | None = None
-    max_length: PositiveInt = Field(
-        default=4096, description="context [tokens]: prompt and completion"
-    )
-    max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
-    learning_rate: PositiveFloat = 1e-6
-    gradient_checkpointing: bool = False
-    likelihood: Literal["auto", "dense"] = Field(
-        default="auto",
-        description="auto: what prompts share is computed once, where the model allows it; dense: "
-        "a padded row a completion",
-    )
-
-    @model_validator(mode="after")
-    def _room_for_a_prompt(self) -> PolicySection:
-        if self.max_new_tokens >= self.max_length:
-            raise ValueError("max_new_tokens must be smaller than max_length")
-        return self
-
-
-class SelectorSection(PolicySection):
-    documents: PositiveInt = Field(default=5, description="K, most documents a selection holds")
-
-
-class GeneratorSection(PolicySection):
-    answers: Literal["first", "any"] = Field(
-        default="first",
-        description="the likelihood of the first reference answer, or of any of them",
-    )
-    prune: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="document lists of a smaller weight are not learned from: saves their forward "
-        "and backward pass, and the loss loses their share (rollout/pruned)",
-    )
-
-
-# --- the loop -----------------------------------------------------------------------------------
+from dro_rl.sections import MAY_CHANGE, POLICIES, PolicyName, Section
 
 
 class RolloutSection(Section):
@@ -100,7 +27,7 @@ class RolloutSection(Section):
         default="vllm",
         description="transformers: slow and plain, for machines that vLLM does not support",
     )
-    workers: PositiveInt = Field(default=1, description="selector engines")
+    workers: Annotated[PositiveInt, MAY_CHANGE] = Field(default=1, description="selector engines")
     decoding: Literal["free", "distinct", "retriever"] = Field(
         default="free",
         description="distinct: only well-formed selections of distinct identifiers; retriever: no "
@@ -110,10 +37,14 @@ class RolloutSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0: no limit")
     allow_biased_sampling: bool = False
-    max_sequences: PositiveInt = Field(default=256, description="sequences an engine runs at once")
-    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
-    cpu_cache_gib: PositiveInt = Field(default=1, description="key-value cache without a GPU [GiB]")
-    max_logp_gap: PositiveFloat | None = Field(
+    max_sequences: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=256, description="sequences an engine runs at once"
+    )
+    gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(default=0.4, gt=0, le=1)
+    cpu_cache_gib: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1, description="key-value cache without a GPU [GiB]"
+    )
+    max_logp_gap: Annotated[PositiveFloat | None, MAY_CHANGE] = Field(
         default=None,
         description="largest gap of engine and learner on a token of the probe after a sync "
         "[nats]; by default 1e-4 in float32, 0.5 in bfloat16",
@@ -123,6 +54,12 @@ class RolloutSection(Section):
         default=0,
         description="1: the next iteration's selections are sampled while this one's are learned, "
         "with the weights of the iteration before",
+    )
+    max_staleness: int = Field(
+        default=1,
+        ge=0,
+        description="how many versions of the weights a selection may be behind those that learn "
+        "from it; an older one is sampled again",
     )
 
     @property
@@ -136,7 +73,11 @@ class RolloutSection(Section):
         return self.unchanged and not self.overlap
 
     @model_validator(mode="after")
-    def _unbiased(self) -> RolloutSection:
+    def _consistent(self) -> RolloutSection:
+        if self.overlap > self.max_staleness:
+            raise ValueError(
+                "overlap: 1 samples one version behind: leave max_staleness at 1, or drop overlap"
+            )
         if (self.top_p < 1 or self.top_k) and not self.allow_biased_sampling:
             raise ValueError(
                 "top_p and top_k cut the support of the sampling distribution, so importance "
@@ -145,16 +86,25 @@ class RolloutSection(Section):
         return self
 
 
+Watched = Literal["em", "f1", "gold_recall", "bound"]
+"""Figures of an evaluation by which an iteration is better than another."""
+
+
+def best_of(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """The iteration of the first best of a run's evaluations so far."""
+    values = [summary[metric] for summary in summaries]
+    return max(range(len(values)), key=values.__getitem__)
+
+
 class EarlyStop(Section):
-    metric: Literal["em", "f1", "gold_recall", "bound"] = "bound"
+    metric: Watched = "bound"
     patience: PositiveInt = Field(
         default=1, description="iterations without a new best before stopping"
     )
 
     def best(self, summaries: Sequence[Mapping[str, Any]]) -> int:
         """The iteration of the first best of a run's evaluations so far."""
-        values = [summary[self.metric] for summary in summaries]
-        return max(range(len(values)), key=values.__getitem__)
+        return best_of(summaries, self.metric)
 
     def stops(self, summaries: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a run ends after these evaluations."""
@@ -163,11 +113,13 @@ class EarlyStop(Section):
 
 class TrainingSection(Section):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
-    iterations: PositiveInt = Field(default=5, description="one E-step and one M-step each")
+    iterations: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=5, description="one E-step and one M-step each"
+    )
     questions_per_iteration: PositiveInt | Literal["all"] = "all"
     epochs: PositiveInt = Field(default=1, description="passes over an iteration's rollouts")
     batch_size: PositiveInt = Field(default=32, description="questions an optimiser step")
-    tokens_per_microbatch: PositiveInt = Field(
+    tokens_per_microbatch: Annotated[PositiveInt, MAY_CHANGE] = Field(
         default=8192,
         description="tokens a forward pass, in whole questions (at least one); memory only",
     )
@@ -180,7 +132,18 @@ class TrainingSection(Section):
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear learning-rate warm-up")
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0
-    early_stop: EarlyStop | None = None
+    max_bad_steps: Annotated[int, MAY_CHANGE] = Field(
+        default=3,
+        ge=0,
+        description="steps of a policy that a run may skip because their loss or gradient is not "
+        "finite",
+    )
+    early_stop: Annotated[EarlyStop | None, MAY_CHANGE] = None
+    checkpoint_seconds: Annotated[NonNegativeFloat, MAY_CHANGE] = Field(
+        default=600,
+        description="within an M-step, the learners' states are saved so often at most [s]; 0: "
+        "after every step",
+    )
 
 
 class WarmupSection(Section):
@@ -214,6 +177,26 @@ class EvaluationSection(Section):
 
 class TrackingSection(Section):
     run_dir: str = "runs/dro"
+    resume: Literal["never", "auto"] = Field(
+        default="never",
+        description="where run_dir holds a run already: never: refuse; auto: go on with it, so "
+        "that one command begins a run and continues it",
+    )
+    keep_last: PositiveInt | None = Field(
+        default=None,
+        description="checkpoints that are kept; by default the policies of all iterations, with "
+        "the optimiser states of the last two",
+    )
+    keep_best: Watched | None = Field(
+        default=None,
+        description="with keep_last: the policies of the iteration that is best by this are kept",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> TrackingSection:
+        if self.keep_best and not self.keep_last:
+            raise ValueError("keep_best without keep_last: all are kept: leave it out")
+        return self
 
 
 class ClusterSection(Section):
@@ -225,7 +208,20 @@ class ClusterSection(Section):
     )
     reward_workers: PositiveInt = 1
     start_timeout: PositiveFloat = Field(default=600, description="for engines to be ready [s]")
-    call_timeout: PositiveFloat = Field(default=3600, description="for any one call [s]")
+    call_timeout: PositiveFloat = Field(
+        default=3600, description="for any one call [s]; a worker that takes longer is replaced"
+    )
+    heartbeat_timeout: PositiveFloat = Field(
+        default=300,
+        description="for a worker to answer, and for its call to use the processor [s]; one that "
+        "does not is replaced",
+    )
+    max_failures: int = Field(
+        default=3,
+        ge=0,
+        description="how often a run's learners are started again from its last checkpoint, and "
+        "how often in a row a worker or a call of the other roles is tried again",
+    )
     threads: PositiveInt = Field(default=1, description="CPU threads a process")
 
 
@@ -239,11 +235,11 @@ class Recipe(Section):
     rollout: RolloutSection = RolloutSection()
     reward: RewardChoice = RewardSection(use="rewards/answer_likelihood.py")
     algorithm: Algorithm = DroAlgorithm()
-    warmup: WarmupSection = WarmupSection()
+    warmup: Annotated[WarmupSection, MAY_CHANGE] = WarmupSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
-    tracking: TrackingSection = TrackingSection()
-    cluster: ClusterSection = ClusterSection()
+    tracking: Annotated[TrackingSection, MAY_CHANGE] = TrackingSection()
+    cluster: Annotated[ClusterSection, MAY_CHANGE] = ClusterSection()
 
     @field_validator("algorithm", mode="before")
     @classmethod
@@ -288,6 +284,7 @@ class Recipe(Section):
         if per_token and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
         self._check_sampling()
+        self._check_ranks()
         scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
@@ -338,6 +335,16 @@ class Recipe(Section):
                 "without dropout: set selector.lora.dropout to 0"
             )
 
+    def _check_ranks(self) -> None:
+        several = [p for p in self.algorithm.train if self.policy(p).ranks > 1]
+        if several and self.cluster.mode == "local":
+            raise ValueError(
+                f"{several[0]}.ranks: several processes need cluster.mode: ray; in one process it "
+                "is 1"
+            )
+        if several and self.algorithm.kind == "trl_grpo":
+            raise ValueError(f"{several[0]}.ranks: algorithm.kind: trl_grpo trains in one process")
+
     @property
     def decoding(self) -> Literal["free", "distinct", "independent", "retriever"]:
         """How selections are made."""
@@ -347,6 +354,15 @@ class Recipe(Section):
     def policy(self, name: PolicyName) -> PolicySection:
         """The section of a policy."""
         return self.selector if name == "selector" else self.generator
+
+    @property
+    def watched(self) -> dict[str, Watched]:
+        """The figures that decide which iterations are kept and when the run stops, by setting."""
+        early, best = self.training.early_stop, self.tracking.keep_best
+        return {
+            **({"training.early_stop.metric": early.metric} if early else {}),
+            **({"tracking.keep_best": best} if best else {}),
+        }
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from dro_rl.remote import url_problem
-from dro_rl.sections import Rate, Section
+from dro_rl.sections import MAY_CHANGE, Rate, Section
 
 # --- ways to search -------------------------------------------------------------------------------
 
@@ -36,7 +36,9 @@ class Dense(Section):
     probes: PositiveInt = Field(default=64, description="cells that index: faiss looks into")
     query_prefix: str = Field(default="", description='such as "query: ", where the model wants it')
     passage_prefix: str = ""
-    batch_size: PositiveInt = Field(default=64, description="texts the model reads at once")
+    batch_size: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=64, description="texts the model reads at once"
+    )
 
 
 class Colbert(Section):
@@ -48,7 +50,7 @@ class Colbert(Section):
         default="colbert-ir/colbertv2.0", description="a folder or a hub name of a checkpoint"
     )
     max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
-    environment: str = Field(
+    environment: Annotated[str, MAY_CHANGE] = Field(
         default=".venv-colbert/bin/python",
         description="the Python of that environment; `make colbert-env` makes it",
     )
@@ -88,7 +90,7 @@ class CorpusSection(RetrievalSection):
     )
     corpus_configuration: str | None = Field(default=None, description="of a `datasets` name")
     corpus_split: str = Field(default="train", description="of a `datasets` folder or name")
-    cache_dir: str = Field(
+    cache_dir: Annotated[str, MAY_CHANGE] = Field(
         default="~/.cache/dro_rl/retrieval", description="where indexes are kept"
     )
 
@@ -130,9 +132,15 @@ class HttpRetrieval(RetrievalSection):
     """A retriever server, such as that of `dro-rl retriever serve`."""
 
     kind: Literal["http"]
-    url: str = Field(description="of its search, such as http://127.0.0.1:8100/search")
-    timeout: PositiveFloat = Field(default=60, description="for one reply [s]")
-    batch_size: PositiveInt = Field(default=64, description="questions a request")
+    url: Annotated[str, MAY_CHANGE] = Field(
+        description="of its search, such as http://127.0.0.1:8100/search"
+    )
+    timeout: Annotated[PositiveFloat, MAY_CHANGE] = Field(
+        default=60, description="for one reply [s]"
+    )
+    batch_size: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=64, description="questions a request"
+    )
 
     @field_validator("url")
     @classmethod

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+MAY_CHANGE = "may change"
+"""In `Annotated`: a setting that a resumed run may have another than it was begun with, since no
+result depends on it, or in a way that is meant."""
 PolicyName = Literal["selector", "generator"]
 POLICIES: tuple[PolicyName, ...] = ("selector", "generator")
 
@@ -25,3 +28,23 @@ class Section(BaseModel):
             if isinstance(value, bool) and field and field.annotation is not bool:
                 raise ValueError(f"{key} is not a switch, and cannot be {str(value).lower()}")
         return settings
+
+    def lasting(self) -> dict[str, Any]:
+        """Every setting by dotted key, but for those that MAY_CHANGE."""
+        flat: dict[str, Any] = {}
+        for key, value in self:
+            field = type(self).model_fields.get(key)
+            if not (field and MAY_CHANGE in field.metadata):
+                flat |= _by_dotted_key(key, value)
+        return flat
+
+
+def _by_dotted_key(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Section):
+        return {f"{key}.{inner}": v for inner, v in value.lasting().items()}
+    if isinstance(value, list) and value and isinstance(value[0], Section):
+        flat: dict[str, Any] = {}
+        for i, one in enumerate(value):
+            flat |= _by_dotted_key(f"{key}.{i}", one)
+        return flat
+    return {key: value}

@@ -50,7 +50,7 @@ def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> St
             "is tiny for long answers, and so are its advantages: algorithm.maximise=log_reward "
             "takes its logarithm"
         )
-    done = checkpoint.latest(resume) if resume else 0
+    done = checkpoint.latest_good(resume, console.say) if resume else 0
     models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
     if resume:
         if done >= recipe.training.iterations:

@@ -1,17 +1,19 @@
-"""What `metrics.jsonl` says of one optimiser step; docs/metrics.md explains each name."""
+"""What `metrics.jsonl` says of steps and iterations; docs/metrics.md explains each name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.algorithms.dro import effective_sample_size, importance_weights
-from dro_rl.learner import StepMetrics
+from dro_rl.errors import UserError
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import ScoredRollout, WeightedRollout
 from dro_rl.reward.scoring import by_documents
+from dro_rl.step_totals import StepMetrics
 
 
 def rollout_metrics(
@@ -49,7 +51,55 @@ def rollout_metrics(
 
 
 def learner_metrics(done: Mapping[PolicyName, StepMetrics]) -> dict[str, float]:
-    return {f"{policy}/{k}": v for policy, m in done.items() for k, v in asdict(m).items()}
+    return {
+        f"{policy}/{k}": v
+        for policy, m in done.items()
+        for k, v in asdict(m).items()
+        if k != "bad_questions"
+    }
+
+
+def tell_bad_steps(
+    recipe: Recipe, done: Mapping[PolicyName, StepMetrics], say: Callable[[str], None]
+) -> None:
+    """Name the questions of a step that was skipped.
+
+    Raises:
+        UserError: a policy has had more of them than `training.max_bad_steps`.
+    """
+    for policy, m in done.items():
+        if math.isfinite(m.loss) and math.isfinite(m.grad_norm):
+            continue
+        blamed = ", ".join(m.bad_questions[:3]) + (", ..." if len(m.bad_questions) > 3 else "")
+        told = (
+            f"a step of the {policy} was skipped: its loss ({m.loss:.3g}) or gradient "
+            f"({m.grad_norm:.3g}) is not finite, because of "
+            + (blamed or "all of its questions together")
+        )
+        if m.bad_steps <= recipe.training.max_bad_steps:
+            say(f"  {told}")
+            continue
+        raise UserError(
+            f"{told}. That makes {m.bad_steps} skipped steps, more than training.max_bad_steps "
+            f"({recipe.training.max_bad_steps}): lower {policy}.learning_rate, or look at these "
+            "questions. The weights are as before the step, and the last checkpoint is whole"
+        )
+
+
+def iteration_metrics(
+    summary: Mapping[str, Any],
+    gaps: Mapping[PolicyName, float],
+    running_mean: float | None,
+    prefix_cache_hits: float,
+) -> dict[str, Any]:
+    """Of an iteration as a whole, but for its time and memory."""
+    row: dict[str, Any] = {f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"}
+    row |= {f"{policy}/engine_gap": gap for policy, gap in gaps.items()}
+    if running_mean is not None:
+        row["reward/running_mean"] = running_mean
+    if not math.isnan(prefix_cache_hits):
+        row["rollout/prefix_cache_hits"] = prefix_cache_hits
+    return row
 
 
 def _mean(values: Sequence[float]) -> float:

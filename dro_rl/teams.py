@@ -6,12 +6,13 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from dro_rl.cluster import Cluster, Team
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
+from dro_rl.rank_team import RankTeam
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward import Need
@@ -43,6 +44,7 @@ class Teams:
     known_answers: Cache[str] = field(default_factory=Cache)
     known_scores: Cache[tuple[float, int]] = field(default_factory=Cache)
     known_likelihoods: Cache[float] = field(default_factory=Cache)
+    versions: dict[PolicyName, int] = field(default_factory=dict)  # 0 where there was no sync
 
     @cached_property
     def needs(self) -> tuple[Need, ...]:
@@ -69,11 +71,11 @@ class Teams:
         """m selections of every question, in one call of each engine.
 
         The same seed gives the same selections with the same number of `rollout.workers`: each
-        draws for a part of its own, from a seed of its own.
+        part is drawn from a seed of its own, whichever worker draws it.
         """
         parts = _shares(examples, self.recipe.rollout.workers)
         calls = [(part, samples, seed + i, greedy, on_policy) for i, part in enumerate(parts)]
-        return self._map(self.engines["selector"], "select", calls, advance)
+        return self._current(self._map(self.engines["selector"], "select", calls, advance))
 
     def begin_select(
         self, examples: Sequence[Example], samples: int, seed: int
@@ -82,7 +84,23 @@ class Teams:
         parts = _shares(examples, self.recipe.rollout.workers)
         calls = [(part, samples, seed + i) for i, part in enumerate(parts)]
         wait = self.engines["selector"].begin("select", calls)
-        return lambda: [rollout for part in wait() for rollout in part]
+        return lambda: self._current([rollout for part in wait() for rollout in part])
+
+    def _current(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """The rollouts, which carry the version that the engines were given last."""
+        expected = self.versions.get("selector", 0)
+        for rollout in rollouts:
+            if rollout.version != expected:
+                raise RuntimeError(
+                    f"question {rollout.example.id!r} was sampled with version {rollout.version} "
+                    f"of the selector, and the engines were given version {expected}"
+                )
+        return rollouts
+
+    def are_stale(self, rollouts: Sequence[Rollout]) -> bool:
+        """Whether any is further behind the selector that learns than `rollout.max_staleness`."""
+        newest = self.versions.get("selector", 0)
+        return any(newest - r.version > self.recipe.rollout.max_staleness for r in rollouts)
 
     def answer(
         self,
@@ -163,6 +181,12 @@ class Teams:
         """Tokens through the reward service's models since this was last asked."""
         return sum(self.reward.submit("statistics")())
 
+    def forget_usage(self) -> None:
+        """Count anew: what was counted so far is of work that is done again."""
+        for policy in self.engines:
+            self.statistics(policy)
+        self.scored_tokens()
+
     def _parts(self, items: Sequence) -> list[list]:
         """Calls for what is computed in micro-batches, with progress now and then."""
         return [list(items[i : i + _CALL]) for i in range(0, len(items), _CALL)]
@@ -184,14 +208,28 @@ class Teams:
         """
         gaps = {}
         for policy, learner in self.learners.items():
-            weights = learner.leave("weights")
-            users = [self.engines[policy]] + ([self.reward] if policy == "generator" else [])
+            weights, users = learner.leave("weights"), self._users(policy).values()
+            self.versions[policy] = version
+            for team in users:  # before any can be lost while it loads them
+                team.on_return("load_weights", (weights, version), anew=True)
             for wait in [team.submit("load_weights", weights, version) for team in users]:
                 wait()
             if policy == "generator":
                 self._forget()
             gaps[policy] = self.check(policy, probe)
         return gaps
+
+    def restart_learners(self) -> None:
+        """Make them afresh, as they were when the run was started."""
+        for team in self.learners.values():
+            team.restart()
+        for team in self.learners.values():
+            team.ready()
+
+    def _users(self, policy: PolicyName) -> dict[str, Team]:
+        """Those that hold a policy's weights beside its learner."""
+        users = {_NAMES[policy]: self.engines[policy]}
+        return users | {"reward service": self.reward} if policy == "generator" else users
 
     def _forget(self) -> None:
         """What follows from the generator's old weights."""
@@ -206,11 +244,11 @@ class Teams:
         return states | {_CODE: self.reward_code if states["known_scores"] else None}
 
     def restore_known(self, known: Mapping[str, Any]) -> None:
-        """See `known`; scores of a reward that has been changed since, or may have been, are not
-        taken."""
+        """Remember what `known` gave, and nothing else; scores of a reward that has been changed
+        since, or may have been, are not taken."""
         for name in _KNOWN:
-            if name in known and (name != "known_scores" or self._is_same_reward(known)):
-                getattr(self, name).restore(known[name])
+            taken = name != "known_scores" or self._is_same_reward(known)
+            getattr(self, name).restore(known.get(name, {}) if taken else {})
 
     def _is_same_reward(self, known: Mapping[str, Any]) -> bool:
         code = known.get(_CODE)
@@ -218,23 +256,26 @@ class Teams:
 
     def check(self, policy: PolicyName, probe: Example) -> float:
         """The probe's gap [nats] of the policy's users from its learner; see `synchronise`."""
-        ((completion, wanted),) = self.learners[policy].submit("probe", probe)()
-        users = {_NAMES[policy]: self.engines[policy]}
-        if policy == "generator":
-            users["reward service"] = self.reward
-        gap = 0.0
-        for name, team in users.items():
-            for got in team.submit("probe", completion.prompt_ids, completion.token_ids)():
-                apart = max(abs(a - b) for a, b in zip(got, wanted, strict=True))
-                gap = max(gap, apart)
-                if not apart <= self._bound(policy):
-                    raise UserError(
-                        f"the {name} and the {policy}'s learner disagree on the weights: summed "
-                        f"log-probability of a probe {sum(got):.6f} against {sum(wanted):.6f} "
-                        f"nats, {apart:.2g} on one token, more than {self._bound(policy):.2g} "
-                        "(rollout.max_logp_gap)"
-                    )
+        completion, wanted = self.learners[policy].submit("probe", probe)()[0]
+        asked, gap = (completion.prompt_ids, completion.token_ids), 0.0
+        for name, team in self._users(policy).items():
+            compare = partial(self._compare, policy, name, wanted)
+            team.on_return("probe", asked, compare)
+            gap = max(gap, *map(compare, team.submit("probe", *asked)()))
         return gap
+
+    def _compare(
+        self, policy: PolicyName, name: str, wanted: Sequence[float], got: Sequence[float]
+    ) -> float:
+        apart = max(abs(a - b) for a, b in zip(got, wanted, strict=True))
+        if not apart <= self._bound(policy):
+            raise UserError(
+                f"the {name} and the {policy}'s learner disagree on the weights: summed "
+                f"log-probability of a probe {sum(got):.6f} against {sum(wanted):.6f} "
+                f"nats, {apart:.2g} on one token, more than {self._bound(policy):.2g} "
+                "(rollout.max_logp_gap)"
+            )
+        return apart
 
     def _bound(self, policy: PolicyName) -> float:
         default = 1e-4 if self.recipe.policy(policy).dtype == "float32" else 0.5
@@ -294,17 +335,7 @@ def start_teams(
     learners: dict[PolicyName, Team] = {}
     if learner_steps is not None:
         for name in recipe.algorithm.train:
-            section = recipe.policy(name)
-            learners[name] = cluster.start(
-                f"{name} learner",
-                Learner,
-                1,
-                recipe,
-                name,
-                section.model,
-                learner_steps,
-                section.learning_rate,
-            )
+            learners[name] = _start_learner(recipe, cluster, name, learner_steps)
     named: list[tuple[str, Team]] = [
         *((f"{n} learner", t) for n, t in learners.items()),
         ("reward service", reward),
@@ -319,10 +350,24 @@ def start_teams(
     return Teams(recipe, engines, reward, learners)
 
 
+def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
+    section, role = recipe.policy(name), f"{name} learner"
+    args = (recipe, name, section.model, steps, section.learning_rate)
+    if section.ranks == 1:
+        return cluster.start(role, Learner, 1, *args, stateful=True)
+    return RankTeam(cluster.start_ranks(role, Learner, section.ranks, *args))
+
+
 def process_count(recipe: Recipe, *, learners: bool) -> int:
     """How many processes `start_teams` makes."""
-    trained = len(recipe.algorithm.train) if learners else 0
+    trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
     return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
+
+
+def rank_count(recipe: Recipe) -> int:
+    """How many of them belong to learners of several."""
+    ranks = [recipe.policy(p).ranks for p in recipe.algorithm.train]
+    return sum(n for n in ranks if n > 1)
 
 
 def _short(value: object) -> str:

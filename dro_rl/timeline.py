@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from dro_rl.records import Rollout
 
@@ -24,13 +25,32 @@ class Timeline:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._now: tuple[str, float] | None = None  # the stage at work, and since when
         self.stages: dict[str, Stage] = {}
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any]) -> Timeline:
+        """One that goes on from what `state` gave, in another process too."""
+        timeline = cls()
+        timeline._start -= state["seconds"]
+        timeline.stages = {name: Stage(**stage) for name, stage in state["stages"].items()}
+        return timeline
+
+    def state(self) -> dict[str, Any]:
+        """What `resumed` takes, as plain values: the stage at work counts up to now."""
+        stages = {name: asdict(stage) for name, stage in self.stages.items()}
+        if self._now:
+            name, since = self._now
+            stages.setdefault(name, asdict(Stage()))["seconds"] += time.monotonic() - since
+        return {"seconds": time.monotonic() - self._start, "stages": stages}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; it must not be inside another, or seconds would count twice."""
         start = time.monotonic()
+        self._now = (name, start)
         yield
+        self._now = None
         self.add(name, seconds=time.monotonic() - start)
 
     def add(self, name: str, seconds: float = 0.0, tokens: int = 0, flops: float = 0.0) -> None:

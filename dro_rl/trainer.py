@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from dro_rl import checkpoint
@@ -12,17 +13,26 @@ from dro_rl.algorithm_sections import PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
 from dro_rl.cluster import open_cluster
 from dro_rl.data import Split
+from dro_rl.ending import says_how_to_go_on
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.learner import StepMetrics
+from dro_rl.progress import Progress
 from dro_rl.questions import questions_of, seed_of
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
+from dro_rl.recovery import keep_going
 from dro_rl.reward import Reward
+from dro_rl.saving import Saving
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
-from dro_rl.step_metrics import learner_metrics, rollout_metrics
-from dro_rl.teams import Teams, process_count, start_teams
-from dro_rl.timeline import Timeline, sampled_tokens, scored_tokens
+from dro_rl.step_metrics import (
+    iteration_metrics,
+    learner_metrics,
+    rollout_metrics,
+    tell_bad_steps,
+)
+from dro_rl.teams import Teams, process_count, rank_count, start_teams
+from dro_rl.timeline import sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import LiveReport
 from dro_rl.tracking.run_directory import RunDirectory
@@ -36,18 +46,23 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         UserError: bad input; nothing has been written when it is found before the start.
     """
     start = prepare(recipe, console, resume)
-    questions, done = start.questions, start.done
-    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+    questions, here = start.questions, RunDirectory.of(recipe)
+    processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
+    with (
+        open_cluster(recipe.cluster, processes, console.say, stacks, rank_count(recipe)) as cluster,
+        says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),  # Ray has taken the signals
+    ):
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
         teams = start_teams(recipe, cluster, start.models, console, steps)
         run = resume or RunDirectory.create(recipe)
-        run.drop_after(done)
-        if done:
-            for policy, learner in teams.learners.items():
-                learner.submit("restore", checkpoint.folder_of(run, done) / policy)()
-            console.say(f"resumed {run.path} after iteration {done}")
-        run.write_recipe(recipe)  # of a resumed run: what it has been continued with
-        Trainer(recipe, run, questions, teams, start.reward, console).run_from(done)
+        trainer = Trainer(recipe, run, questions, teams, start.reward, console)
+
+        def attempt(done: int) -> None:
+            trainer.restore(done)
+            run.write_recipe(recipe)  # of a resumed run: what it has been continued with
+            trainer.run_on()
+
+        keep_going(attempt, start.done, teams, run, console)
     return run
 
 
@@ -66,71 +81,72 @@ class Trainer:
         self.recipe, self.run, self.questions = recipe, run, questions
         self.teams, self.reward, self.console = teams, reward, console
         self.report = LiveReport(run)
-        self.timeline, self.use = Timeline(), LearnersUse(recipe, teams.learners)
-        self.running_mean: float | None = None  # of rewards, for algorithm.kind: reinforce
-        self.ahead: list[Rollout] = []  # with rollout.overlap, the next iteration's
+        self.at = Progress(1)
+        self.use = LearnersUse(recipe, teams.learners)
+        self.saving = Saving(recipe, run, teams, console)
         self.hits = math.nan  # share of prompt tokens that sampling read from prefix caches
 
-    def run_from(self, done: int) -> None:
-        """All iterations after the first `done`, or until they stop helping."""
-        probe = self.questions.evaluation[0]
-        for policy in self.teams.learners:
-            self.teams.check(policy, probe)  # before an hour is spent on engines that disagree
-        if done == 0:
+    def restore(self, done: int) -> None:
+        """Put the run and all its processes into the state that was saved last after iteration
+        `done`, in the middle of the next one where that has been saved.
+
+        Needs nothing of them but that they are there: engines may hold any weights and the caches
+        anything. Learners may be fresh; before the first checkpoint (0) they have to be.
+        """
+        examples, *_ = self._to_sample(done + 1)
+        steps, probe = self._steps_before(done + 1), self.questions.evaluation[0]
+        self.at = self.saving.restore(done, examples, steps, probe)
+
+    def run_on(self) -> None:
+        """All iterations that are left, or until they stop helping."""
+        if self.at.iteration == 1 and not self.at.folder:
             self.run.write_held_out(self.questions.evaluation)
             self._evaluate(0)
-        else:  # engines count from version 0, whatever they started with
-            self.teams.synchronise(done, probe)
-            self.teams.restore_known(checkpoint.known(self.run, done))
-            self.running_mean = self.run.metrics_of(done).get("reward/running_mean")
-            if self.recipe.rollout.overlap:
-                self.console.say(
-                    "note: rollout.overlap: what had been sampled ahead is lost, so the next "
-                    "iteration samples with newer weights than in a run that goes through"
-                )
-        for iteration in range(done + 1, self.recipe.training.iterations + 1):
+            self.at = Progress(1)  # whose time begins now
+        while self.at.iteration <= self.recipe.training.iterations:
             if self._no_longer_helps():
                 break
-            self.timeline = Timeline()
-            self._iterate(iteration)
-            self.hits = self.teams.statistics("selector").prefix_cache_hits
-            with self.timeline.stage("synchronise"):
-                gaps = self.teams.synchronise(iteration, probe)
-            summary = self._evaluate(iteration)
-            self._finish(iteration, summary, gaps)
+            self._iterate(self.at.iteration)
+            self.hits = (self.at.sampled + self.teams.statistics("selector")).prefix_cache_hits
+            with self.at.timeline.stage("synchronise"):
+                gaps = self.teams.synchronise(self.at.iteration, self.questions.evaluation[0])
+            summary = self._evaluate(self.at.iteration)
+            self._finish(self.at.iteration, summary, gaps)
+            self.at = self.at.next()
         self.report.write()
 
     def _iterate(self, iteration: int) -> None:
-        """One E-step and one M-step."""
-        rollouts = self._sample(iteration)
+        """One E-step and one M-step, or what is left of them."""
+        if not self.at.rollouts or self.teams.are_stale(self.at.rollouts):
+            self._sample(iteration)
         ahead = self.recipe.rollout.overlap and iteration < self.recipe.training.iterations
         wait = self.teams.begin_select(*self._to_sample(iteration + 1)) if ahead else None
-        self._learn_from(iteration, rollouts)
+        self._learn_from(iteration)
+        self.run.write_rollouts(iteration, self.at.scored, self.at.weighted)
         if wait:
-            with self._stage(iteration, "rollout", len(rollouts)):
-                self.ahead = wait()
+            with self._stage(iteration, "rollout", len(self.at.rollouts)):
+                self.at.ahead = wait()
 
-    def _learn_from(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
+    def _learn_from(self, iteration: int) -> None:
         """The rest of the E-step, and the M-step."""
         if scores_while_learning(self.recipe, self.reward):
-            scored, weighted = self._score_and_learn(iteration, rollouts)
-            self.run.write_rollouts(iteration, scored, weighted)
+            self._score_and_learn(iteration)
             return
-        scored = self._score(iteration, rollouts)
-        weighted = self._weigh(iteration, scored)
-        self.run.write_rollouts(iteration, scored, weighted)
-        self._learn(iteration, scored, weighted)
+        if not self.at.weighted:
+            self.at.scored = self._score(iteration, self.at.rollouts)
+            self.at.weighted = self._weigh(iteration, self.at.scored)
+            self.saving.save(self.at)
+        self._learn(iteration)
 
-    def _sample(self, iteration: int) -> list[Rollout]:
+    def _sample(self, iteration: int) -> None:
         """E-step: z_1..z_m ~ q(z|x) for the iteration's questions."""
-        if self.ahead:
-            return self.ahead
         what = self._to_sample(iteration)
         with self._stage(iteration, "rollout", len(what[0])) as advance:
-            rollouts = self.teams.select(*what, advance)
+            self.at.rollouts = self.teams.select(*what, advance)
         if self.recipe.decoding != "retriever":
-            self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
-        return rollouts
+            self.at.timeline.add("rollout", tokens=sum(map(sampled_tokens, self.at.rollouts)))
+        self.at.sampled = self.teams.statistics("selector")
+        self.saving.save(self.at)
 
     def _to_sample(self, iteration: int) -> tuple[list[Example], int, int]:
         """Questions, selections of each, and the seed."""
@@ -144,10 +160,10 @@ class Trainer:
         if "answer" in self.reward.needs:
             with self._stage(iteration, "answer", len(rollouts)) as advance:
                 answers = self.teams.answer_all(rollouts, advance)
-            self.timeline.add("answer", tokens=self.teams.statistics("generator").computed)
+            self.at.timeline.add("answer", tokens=self.teams.statistics("generator").computed)
         with self._stage(iteration, "reward", len(rollouts)) as advance:
             scored = self.teams.score(rollouts, answers, advance)
-        self.timeline.add("reward", tokens=self.teams.scored_tokens())
+        self.at.timeline.add("reward", tokens=self.teams.scored_tokens())
         return scored
 
     def _weigh(self, iteration: int, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
@@ -166,7 +182,8 @@ class Trainer:
             for s, p, log_ratios, v in zip(scored, logps, ratios, values, strict=True)
         ]
         self._tell_unrewarded(groups)
-        weighed, self.running_mean = weigh(self.recipe.algorithm, groups, self.running_mean)
+        weighed, mean = weigh(self.recipe.algorithm, groups, self.at.running_mean)
+        self.at.running_mean = mean
         return [
             WeightedRollout(s.rollout, c.selector, c.generator, c.tokens)
             for s, c in zip(scored, weighed, strict=True)
@@ -188,7 +205,7 @@ class Trainer:
         ):
             return [tuple((0.0,) * len(z.logps) for z in s.rollout.selections) for s in scored]
         rollouts = [s.rollout for s in scored]
-        self.timeline.add("values", tokens=sum(map(scored_tokens, rollouts)))
+        self.at.timeline.add("values", tokens=sum(map(scored_tokens, rollouts)))
         with self._stage(iteration, "values", len(scored)) as advance:
             return self.teams.values(rollouts, advance)
 
@@ -202,7 +219,7 @@ class Trainer:
         if not (exact or (known and self._corrects())):
             return [[z.logp for z in s.rollout.selections] for s in scored]
         rollouts = [s.rollout for s in scored]
-        self.timeline.add("logps", tokens=sum(map(scored_tokens, rollouts)))
+        self.at.timeline.add("logps", tokens=sum(map(scored_tokens, rollouts)))
         with self._stage(iteration, "logps", len(scored)) as advance:
             return self.teams.selector_logps(rollouts, advance)
 
@@ -220,83 +237,90 @@ class Trainer:
         """Whether weights have p_s/q: a clipped ratio has it in the loss."""
         return not self.recipe.rollout.on_policy and self.recipe.algorithm.clips == "no"
 
-    def _learn(
-        self, iteration: int, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
-    ) -> None:
+    def _learn(self, iteration: int) -> None:
         """M-step: both policies take the same batches side by side."""
-        epochs = self.recipe.training.epochs
-        with self._stage(iteration, "learn", len(weighted) * epochs) as advance:
-            for number, part in enumerate(self._batches(len(weighted)) * epochs):
-                learners = self.teams.learners
+        at, learners = self.at, self.teams.learners
+        left = (self._batches(len(at.weighted)) * self.recipe.training.epochs)[at.step :]
+        questions = sum(len(at.weighted[part]) for part in left)
+        with self._stage(iteration, "learn", questions) as advance:
+            for part in left:
                 waits: dict[PolicyName, Callable[[], list[StepMetrics]]] = {
-                    p: team.submit("step", weighted[part]) for p, team in learners.items()
+                    p: team.submit("step", at.weighted[part]) for p, team in learners.items()
                 }
                 done: dict[PolicyName, StepMetrics] = {p: wait()[0] for p, wait in waits.items()}
-                self._stepped(iteration, number, scored[part], weighted[part], done)
-                advance(len(weighted[part]))
+                self._stepped(iteration, at.scored[part], at.weighted[part], done)
+                if self.saving.due:
+                    self.saving.save(at)
+                advance(len(at.weighted[part]))
 
-    def _score_and_learn(
-        self, iteration: int, rollouts: Sequence[Rollout]
-    ) -> tuple[list[ScoredRollout], list[WeightedRollout]]:
+    def _score_and_learn(self, iteration: int) -> None:
         """E-step and M-step in one: each batch's rewards come from the forward pass of the
         generator's step on it, and the selector takes them while the generator goes on."""
+        at = self.at
         generator, selector = (self.teams.learners.get(p) for p in ("generator", "selector"))
         assert generator is not None
-        batches = [rollouts[part] for part in self._batches(len(rollouts))]
-        scored, weighted = list[ScoredRollout](), list[WeightedRollout]()
-        with self._stage(iteration, "learn", len(rollouts)) as advance:
-            wait = generator.submit("step_and_score", batches[0])
-            for number, batch in enumerate(batches):
+        left = [at.rollouts[part] for part in self._batches(len(at.rollouts))[at.step :]]
+        begun: Callable[[], list] | None = None
+        with self._stage(iteration, "learn", sum(map(len, left))) as advance:
+            for batch, following in zip_longest(left, left[1:]):
+                wait = begun or generator.submit("step_and_score", batch)
                 ((told, some),) = wait()
+                due = self.saving.due  # what is saved are both policies after the same step
+                begun = None
+                if following and not due:
+                    begun = generator.submit("step_and_score", following)
                 done: dict[PolicyName, StepMetrics] = {"generator": told}
-                if number + 1 < len(batches):
-                    wait = generator.submit("step_and_score", batches[number + 1])
                 weights = self._weigh(iteration, some)
                 if selector is not None:
                     (done["selector"],) = selector.submit("step", weights)()
-                self._stepped(iteration, number, some, weights, done)
-                scored, weighted = scored + some, weighted + weights
-                advance(len(batch))
-        return scored, weighted
+                at.scored += some
+                at.weighted += weights
+                self._stepped(iteration, some, weights, done)
+                if due:
+                    self.saving.save(at)
+                advance(len(some))
 
     def _batches(self, questions: int) -> list[slice]:
         size = self.recipe.training.batch_size
         return [slice(i, i + size) for i in range(0, questions, size)]
 
+    def _steps_before(self, iteration: int) -> int:
+        return steps_per_iteration(self.recipe, len(self.questions.train)) * (iteration - 1)
+
     def _stepped(
         self,
         iteration: int,
-        number: int,
         scored: Sequence[ScoredRollout],
         weighted: Sequence[WeightedRollout],
         done: Mapping[PolicyName, StepMetrics],
     ) -> None:
-        """Metrics of one step, the iteration's `number`-th."""
-        first = steps_per_iteration(self.recipe, len(self.questions.train)) * (iteration - 1)
+        """Count a step, and write its metrics."""
+        self.at.step += 1
         self.run.append_metrics(
             {
                 "iteration": iteration,
-                "step": first + number + 1,
+                "step": self._steps_before(iteration) + self.at.step,
                 **rollout_metrics(self.recipe, scored, weighted),
                 **learner_metrics(done),
             }
         )
+        tell_bad_steps(self.recipe, done, self.console.say)
         for policy, told in done.items():
             flops = self.use.flops(policy, told.tokens, scored, weighted)
-            self.timeline.add("learn", tokens=told.tokens, flops=flops)
+            self.at.timeline.add("learn", tokens=told.tokens, flops=flops)
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
-        with self.timeline.stage("evaluate"):
+        with self.at.timeline.stage("evaluate"):
             summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
         usage = self.teams.statistics("selector") + self.teams.statistics("generator")
-        self.timeline.add("evaluate", tokens=usage.computed + self.teams.scored_tokens())
+        self.at.timeline.add("evaluate", tokens=usage.computed + self.teams.scored_tokens())
         self.run.write_evaluation(f"iteration-{iteration:04d}", summary, rows)
-        early = self.recipe.training.early_stop
-        if early and summary[early.metric] is None:
-            raise UserError(
-                f"training.early_stop.metric: {early.metric} is not defined on these questions "
-                "(none has gold documents): stop on another"
-            )
+        for setting, metric in self.recipe.watched.items():
+            if summary[metric] is None:
+                raise UserError(
+                    f"{setting}: {metric} is not defined on these questions (none has gold "
+                    "documents): name another"
+                )
         return summary
 
     def _no_longer_helps(self) -> bool:
@@ -315,22 +339,17 @@ class Trainer:
         """Metrics of the iteration as a whole, then its checkpoint counts: a row that a crash
         leaves without one is dropped on resuming, one lost behind a checkpoint would stay lost.
         """
-        with self.timeline.stage("checkpoint"):
-            checkpoint.write(self.run, iteration, self.teams.learners, self.teams.known())
+        with self.at.timeline.stage("checkpoint"):
+            self.saving.write(self.at)
         self.run.append_metrics(
             {
                 "iteration": iteration,
-                **{f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"},
-                **{f"{policy}/engine_gap": gap for policy, gap in gaps.items()},
-                **(
-                    {"reward/running_mean": mean} if (mean := self.running_mean) is not None else {}
-                ),
-                **({} if math.isnan(self.hits) else {"rollout/prefix_cache_hits": self.hits}),
+                **iteration_metrics(summary, gaps, self.at.running_mean, self.hits),
                 **peak_memory(self.teams),
-                **self.timeline.figures(self.use.peak),
+                **self.at.timeline.figures(self.use.peak),
             }
         )
-        checkpoint.publish(self.run, iteration)
+        self.saving.publish(self.at)
         self.report.refresh()
         self.console.progress(self.run.evaluations())
 
@@ -338,7 +357,7 @@ class Trainer:
     def _stage(self, iteration: int, name: str, total: int) -> Iterator:
         last = self.recipe.training.iterations
         with (
-            self.timeline.stage(name),
+            self.at.timeline.stage(name),
             self.console.stage(f"iteration {iteration}/{last}: {name}", total, "questions") as a,
         ):
             yield a

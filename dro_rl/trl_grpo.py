@@ -18,6 +18,7 @@ import tempfile
 
 from dro_rl import checkpoint
 from dro_rl.cluster import LocalTeam, open_cluster
+from dro_rl.ending import says_how_to_go_on
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.questions import iteration_size
@@ -39,7 +40,12 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     _check(recipe, len(questions.train))
     from dro_rl.trl_trainer import TrlRun  # TRL takes 10 s to import: after what may be refused
 
-    with open_cluster(recipe.cluster, process_count(recipe, learners=True)) as cluster:
+    here = RunDirectory.of(recipe)
+    processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
+    with (
+        open_cluster(recipe.cluster, processes, console.say, stacks) as cluster,
+        says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),
+    ):
         teams = start_teams(recipe, cluster, start.models, console, None)
         section, steps = recipe.selector, steps_per_iteration(recipe, len(questions.train))
         learner = Learner(
@@ -51,15 +57,12 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         )
         teams.learners["selector"] = LocalTeam([learner])
         run = resume or RunDirectory.create(recipe)
-        run.drop_after(done)
         loop = TrlRun(recipe, run, questions, teams, start.reward, console)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = loop.trainer(learner, done, scratch)  # before restoring: TRL's reference
-            if done:
-                learner.restore(checkpoint.folder_of(run, done) / "selector")
-                console.say(f"resumed {run.path} after iteration {done}")
+            loop.restore(done)
             run.write_recipe(recipe)
-            loop.drive(trainer, done)
+            loop.drive(trainer)
     return run
 
 

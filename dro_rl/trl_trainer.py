@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
-from dro_rl import checkpoint
 from dro_rl.algorithm_sections import TrlGrpoAlgorithm
 from dro_rl.algorithms import Group
 from dro_rl.learner import Learner
+from dro_rl.progress import Progress
 from dro_rl.prompts import read_selection
 from dro_rl.questions import iteration_size, questions_of, seed_of
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
 from dro_rl.start import steps_per_iteration
 from dro_rl.step_metrics import rollout_metrics
-from dro_rl.timeline import Timeline, sampled_tokens
+from dro_rl.timeline import sampled_tokens
 from dro_rl.tracking.console import Advance
 from dro_rl.trainer import Trainer
 
@@ -62,16 +62,11 @@ class TrlRun(Trainer):
         rows = [f"{done + 1 + i // self.size}/{i % self.size}" for i in range(left * self.size)]
         return SelectorTrainer(self, learner, steps, Dataset.from_dict({"prompt": rows}), scratch)
 
-    def drive(self, trainer: SelectorTrainer, done: int) -> None:
-        """All iterations after the first `done`, or until they stop helping."""
-        probe = self.questions.evaluation[0]
-        if done == 0:
-            self.teams.check("selector", probe)
+    def drive(self, trainer: SelectorTrainer) -> None:
+        """All iterations that are left, or until they stop helping."""
+        if self.at.iteration == 1:
             self.run.write_held_out(self.questions.evaluation)
             self._evaluate(0)
-        else:
-            self.teams.synchronise(done, probe)
-            self.teams.restore_known(checkpoint.known(self.run, done))
         if not self._no_longer_helps():
             trainer.train()
         self.report.write()
@@ -87,7 +82,7 @@ class TrlRun(Trainer):
 
     def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Log-rewards by the reward service."""
-        self.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
+        self.at.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
         return self._score(iteration, rollouts)
 
     def stage(self, iteration: int, name: str, total: int) -> Any:
@@ -105,7 +100,7 @@ class TrlRun(Trainer):
 
     def finish(self, iteration: int) -> bool:
         """Give the engines the weights, evaluate, write. Returns whether to go on."""
-        with self.timeline.stage("synchronise"):
+        with self.at.timeline.stage("synchronise"):
             gaps = self.teams.synchronise(iteration, self.questions.evaluation[0])
         self._finish(iteration, self._evaluate(iteration), gaps)
         return not self._no_longer_helps()
@@ -151,7 +146,8 @@ class SelectorTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """One generation is one iteration."""
         self.iteration = int(inputs[0]["prompt"].split("/")[0])
-        self.ours.timeline = timeline = Timeline()
+        self.ours.at = Progress(self.iteration)
+        timeline = self.ours.at.timeline
         torch.manual_seed(seed_of(self.ours.recipe, "rollout", self.iteration))
         start = time.monotonic()
         output = super()._generate_and_score_completions(inputs)

@@ -95,7 +95,7 @@ def measure(
     run = RunDirectory.open(folder)
     train = load_questions(recipe, console).train[:questions]
     rows: list[Row] = []
-    for iteration in range(checkpoint.latest(run) + 1):
+    for iteration in [0, *checkpoint.kept(run)]:
         here = _at(recipe, run, iteration)
         quiet = Console(RichConsole(file=io.StringIO()))
         with open_cluster(here.cluster, 1) as cluster:
@@ -119,6 +119,7 @@ def _at(recipe: Recipe, run: RunDirectory, iteration: int) -> Recipe:
     for policy in POLICIES:
         initial = settings[policy]["model"]
         settings[policy]["model"] = checkpoint.policy_folder(run, iteration, policy, initial)
+        settings[policy]["ranks"] = 1
     settings["rollout"]["engine"] = "transformers"
     settings["cluster"]["mode"] = "local"
     settings["algorithm"] = {"kind": "dro", "train": ["selector"]}

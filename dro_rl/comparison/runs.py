@@ -54,13 +54,9 @@ class Run:
             return "begun" if self.folder.exists() else "new"
         self._check_same()
         directory = RunDirectory(self.folder)
-        done = checkpoint.latest(directory)
-        if done == 0:
+        if checkpoint.latest(directory) == 0:
             return "begun"
-        early = self.recipe.training.early_stop
-        finished = done >= self.recipe.training.iterations or (
-            early is not None and early.stops(directory.evaluations()[: done + 1])
-        )
+        finished = checkpoint.is_finished(directory, self.recipe)
         return "finished" if finished else "resumable"
 
     def clear(self) -> None:

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from dro_rl.errors import UserError
+from dro_rl.policy import sharding
+from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import PromptWriter, prompt_style
-from dro_rl.recipe import PolicySection
 
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -104,8 +105,10 @@ def check_context(section: PolicySection, name: str) -> None:
         )
 
 
-def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrainedModel:
-    """A causal LM on this process's device.
+def load_model(
+    section: PolicySection, name: str, *, training: bool, device: str | None = None
+) -> PreTrainedModel:
+    """A causal LM, by default on this process's GPU where it has one.
 
     For training, weights that learn are float32 whatever `dtype` says, since a bfloat16 weight
     loses updates smaller than 1/256 of it; the forward pass then runs under autocast.
@@ -125,7 +128,7 @@ def load_model(section: PolicySection, name: str, *, training: bool) -> PreTrain
         raise _not_loadable(name, "model", error) from error
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).train(training)
 
 
@@ -204,9 +207,9 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     W + BA is computed beside W: merging in place and back would drift by rounding each time.
     A tied output embedding is left out, as Hugging Face checkpoints do.
     """
-    factors = dict(adapter_factors(model))
+    factors = {name: sharding.whole(factor) for name, factor in adapter_factors(model)}
     for name, weight in _plain_weights(model):
-        yield name, _adapted(name, weight, factors)
+        yield name, _adapted(name, sharding.whole(weight), factors)
 
 
 def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -272,11 +275,21 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_policy(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    writes: bool = True,
 ) -> None:
-    """Write the policy in Hugging Face format, LoRA folded in, weights in `dtype`."""
+    """Write the policy in Hugging Face format, LoRA folded in, weights in `dtype`.
+
+    Of a model in parts, all ranks do this together, and one of them writes.
+    """
     plain = _without_peft(model)
-    state = {name: w.detach().to("cpu", dtype) for name, w in merged_weights(model)}
+    state = {n: w.detach().to("cpu", dtype) for n, w in merged_weights(model) if writes}
+    if not writes:
+        return
     plain.save_pretrained(folder, state_dict=state)
     config = type(plain.config).from_pretrained(folder)
     config.dtype = dtype  # save_pretrained writes the dtype that the learner trains in

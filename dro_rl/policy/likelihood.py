@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dro_rl.errors import UserError
 from dro_rl.policy.attention import NotAttended, Packed, unsupported, use_trie_attention
+from dro_rl.policy.memory import is_out_of_memory
 from dro_rl.policy.trie import pack, packed_length
 
 AllowedTokens = Sequence[Sequence[int]]
@@ -66,6 +67,7 @@ class Likelihood:
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.why_dense = "as the recipe says" if way == "dense" else unsupported(plain)
         self._checks = 3  # left, of completions that share nothing; none after those that do
+        self.checks_by_itself = True  # else somebody calls `check`, which ranks have to do at once
         if self.why_dense is None:
             use_trie_attention(plain)
 
@@ -93,7 +95,7 @@ class Likelihood:
         Returns:
             (B, T): T is the longest completion; positions after a row's end hold exactly 0.
         Raises:
-            UserError: on first use, the trie's values are not the dense way's; see `_check`.
+            UserError: on first use, the trie's values are not the dense way's; see `check`.
         """
         return self._forward(completions).log_likelihoods()
 
@@ -113,26 +115,30 @@ class Likelihood:
         return forward.log_likelihoods(), forward.values(head)
 
     def _forward(self, completions: Sequence[Completion]) -> _Forward:
-        if self.why_dense is None and self._checks and len(completions) > 1:
-            self._check(completions)
+        if self.checks_by_itself:
+            self.check(completions)
         alone = self._checks and len(completions) == 1  # nothing to gain, and nothing to check by
         if alone or self.why_dense is not None:
             return _dense(self.model, completions)
         return _packed(self.model, completions)
 
-    def _check(self, completions: Sequence[Completion]) -> None:
-        """Compare both ways on a few completions, two that share most among them. A model that
-        does not take its attention from where it says takes the dense way from now on.
+    def check(self, completions: Sequence[Completion]) -> None:
+        """Compare both ways, where that is still to be done, on a few of these completions, two
+        that share most among them. A model that does not take its attention from where it says
+        takes the dense way from now on.
 
         Raises:
             UserError: the ways disagree, or the trie's fails.
         """
+        if self.why_dense is not None or not self._checks or len(completions) < 2:
+            return
         some = _alike(completions)
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                slow = _dense(self.model, some).log_likelihoods()
+                plain = _dense(self.model, some)
+                slow = plain.log_likelihoods()
                 fast = self._tried(some)
         except NotAttended:
             self.why_dense = "its attention does not follow its configuration"
@@ -140,7 +146,7 @@ class Likelihood:
             return
         finally:
             self.model.train(training)
-        low = torch.is_autocast_enabled(fast.device.type) or self.model.dtype == torch.bfloat16
+        low = torch.is_autocast_enabled(fast.device.type) or plain.hidden_R.dtype == torch.bfloat16
         apart = (fast - slow).abs().nan_to_num(nan=0).max().item()  # nan: -inf both times
         if not apart <= (0.25 if low else 1e-3):
             raise self._unfit(f"differs from the plain one by {apart:.2g} nats on a token")
@@ -150,9 +156,9 @@ class Likelihood:
     def _tried(self, some: Sequence[Completion]) -> Tensor:
         try:
             return _packed(self.model, some).log_likelihoods()
-        except torch.OutOfMemoryError:
-            raise  # says nothing of the model
         except (RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise  # says nothing of the model
             raise self._unfit(f"fails ({type(error).__name__}: {error})") from error
 
     def _unfit(self, what: str) -> UserError:

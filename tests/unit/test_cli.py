@@ -169,8 +169,16 @@ def test_a_first_run_is_resumed_only_when_asked(place, command):
     before = place.files()
     refused(command("train", place.recipe), "holds a run already", f"--resume {place.run}")
     assert place.files() == before
-    code, _, err = command("train", "--resume", str(place.run), "training.iterations=2")
-    assert code == 0, err
+    code, out, err = command("train", place.recipe, "tracking.resume=auto")
+    assert code == 0 and f"{place.run}: has done its iterations" in out, err
+    again = ("tracking.resume=auto", "training.iterations=2")
+    refused(
+        command("train", place.recipe, *again, "selector.learning_rate=0.5"),
+        f"{place.run}: going on with other settings",
+        "selector.learning_rate: 0.001 -> 0.5",
+    )
+    code, out, err = command("train", place.recipe, *again)
+    assert code == 0 and f"resumed {place.run} after iteration 1" in out, err
     assert (place.run / "checkpoints" / "iteration-0002").is_dir()
 
 
@@ -367,7 +375,7 @@ def test_a_folder_that_is_no_run(place, words):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["selector.documents=1"], "a resumed run may change only"),
+        (["selector.documents=1"], "selector.documents: 2 -> 1"),
         (["recipe.yaml"], "uses the run's own recipe"),
         (["training.iterations=none"], "training.iterations"),
     ],

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from dro_rl.cluster import gpu_share, open_cluster
+from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
+from dro_rl.placement import gpu_shares
 from dro_rl.recipe import ClusterSection
 
 pytestmark = pytest.mark.unit
@@ -103,7 +104,19 @@ def test_the_address_of_a_job_is_taken_from_the_environment(monkeypatch):
 def test_every_process_fits_on_the_gpus():
     for processes in range(1, 20):
         for gpus in range(1, 9):
-            share = gpu_share(processes, gpus)
-            assert int(1 / share + 1e-9) * gpus >= processes
-    assert gpu_share(5, 8) == 1
-    assert gpu_share(5, 0) == 0
+            rank, share = gpu_shares(processes, 0, gpus)
+            assert rank == share and int(1 / share + 1e-9) * gpus >= processes
+    assert gpu_shares(5, 0, 8) == (1, 1)
+    assert gpu_shares(5, 2, 0) == (0, 0)
+
+
+def test_ranks_have_a_gpu_each_and_the_others_fit_beside():
+    for ranks in range(2, 9):
+        for gpus in range(ranks, 9):
+            for others in range(1, 12):
+                rank, share = gpu_shares(ranks + others, ranks, gpus)
+                assert rank > 0.5  # no two on one GPU
+                beside = int((1 - rank) / share + 1e-9) * ranks
+                assert beside + int(1 / share + 1e-9) * (gpus - ranks) >= others
+    with pytest.raises(UserError, match="3 processes need a GPU each, and there are 2"):
+        gpu_shares(6, 3, 2)

@@ -5,6 +5,8 @@ import math
 import pytest
 
 from dro_rl.cluster import open_cluster
+from dro_rl.policy import causal_lm
+from dro_rl.policy.weights import pack
 from dro_rl.recipe import POLICIES
 from dro_rl.rollout.engine import Usage
 from dro_rl.teams import Teams, start_teams
@@ -85,6 +87,33 @@ def test_what_is_sampled_in_the_background_is_the_same(folder, workers):
     assert wait() == teams.select(EXAMPLES, 4, 7, nothing)
 
 
+def test_selections_of_other_weights_than_the_engines_were_given_are_refused(folder):
+    teams = make_teams(folder, 1)
+    section = teams.recipe.selector
+    model = causal_lm.load_model(section, section.model, training=False)
+    weights = pack(causal_lm.merged_weights(model))
+    teams.engines["selector"].submit("load_weights", weights, 4)()
+    with pytest.raises(RuntimeError, match="'q0' was sampled with version 4.*given version 0"):
+        teams.select(EXAMPLES, 2, 7, nothing)
+    with pytest.raises(RuntimeError, match="version 4"):
+        teams.begin_select(EXAMPLES, 2, 7)()
+    teams.versions["selector"] = 4
+    rollouts = teams.select(EXAMPLES, 2, 7, nothing)
+    assert {r.version for r in rollouts} == {4} and not teams.are_stale(rollouts)
+
+
+def test_selections_are_stale_beyond_what_the_recipe_allows(folder):
+    teams = make_teams(folder, 1)
+    rollouts = teams.select(EXAMPLES, 2, 7, nothing)
+    stale = []
+    for allowed in (0, 1, 2):
+        rollout = teams.recipe.rollout.model_copy(update={"max_staleness": allowed})
+        teams.recipe = teams.recipe.model_copy(update={"rollout": rollout})
+        for teams.versions["selector"] in (0, 1, 2, 3):
+            stale.append(teams.are_stale(rollouts))
+    assert stale == [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1]
+
+
 def test_a_call_that_hangs_will_name_the_reward(folder):
     """By its role, which a time-out's message has: tests/integration/test_ray_cluster.py."""
 
@@ -92,9 +121,9 @@ def test_a_call_that_hangs_will_name_the_reward(folder):
         def __init__(self, cluster):
             self.cluster, self.roles = cluster, []
 
-        def start(self, role, *args):
+        def start(self, role, *args, **how):
             self.roles.append(role)
-            return self.cluster.start(role, *args)
+            return self.cluster.start(role, *args, **how)
 
     recipe = make_recipe(folder, reward={"use": "rewards/f1.py", "beta": 2})
     with open_cluster(recipe.cluster, 4) as cluster:

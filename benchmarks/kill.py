@@ -1,0 +1,135 @@
+"""Kills a run at random moments, and compares what it comes to with a run that nobody killed.
+
+    python benchmarks/kill.py [--ray] [--kills N] [--seed S]
+
+SIGKILL hits the process of the command at a moment drawn from [0, an iteration's seconds] after it
+has saved something new, and the same command continues; with `--ray`, Ray's processes go with it.
+A run that comes to its end is compared in everything but the time it took (metrics, rollouts,
+evaluations, policies, what is remembered), bit by bit, and another one is begun until there were N
+kills, 20 by default. Learners save after every step. Writes results/kill.json and .md beside this
+file (kill_ray with --ray), and exits with 1 where a run differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import table, write_results  # noqa: E402
+from tests.commands import iterations, start  # noqa: E402
+from tests.local_runs import TINY  # noqa: E402
+from tests.outcomes import assert_equal  # noqa: E402
+
+ITERATIONS = 5
+
+
+def words(run: Path, mode: str) -> tuple[str, ...]:
+    return (
+        *("train", "recipes/demo.yaml", f"cluster.mode={mode}", "rollout.engine=transformers"),
+        *(*TINY, f"training.iterations={ITERATIONS}", "training.checkpoint_seconds=0"),
+        *("tracking.resume=auto", f"tracking.run_dir={run}"),
+    )
+
+
+def saves(run: Path) -> list[str]:
+    """Names of what has been saved, the newest last."""
+    found = (run / "checkpoints").glob("iteration-*")
+    return sorted(p.name for p in found if p.suffix != ".partial")
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}\n{out}\n{err}")
+
+
+def killed(run: Path, mode: str, span: float, moments: random.Random) -> str | None:
+    """Begin or continue the run and kill it; where it stood, None where it was done before."""
+    before = saves(run)
+    process = start(*words(run, mode))
+    while saves(run)[-1:] == before[-1:] and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(moments.uniform(0, span))
+    if process.poll() is not None:
+        finish(process)
+        return None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return stood(run)
+
+
+def stood(run: Path) -> str:
+    """The stage that was at work, as far as the files tell."""
+    last = (saves(run) or ["iteration-0000"])[-1]
+    iteration = int(last[10:14])
+    half = any((run / "checkpoints").glob("*.partial"))
+    if half:
+        return "while saving"
+    if "-part-" not in last:
+        return "sampling, or the report"
+    if (run / "evaluation" / f"iteration-{iteration:04d}.json").exists():
+        return "after an evaluation"
+    if (run / "rollouts" / f"iteration-{iteration:04d}.parquet").exists():
+        return "giving weights to engines, or evaluating"
+    return "before the first step" if last.endswith("0001") else "between steps"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    options = parser.parse_args()
+    mode, moments = "ray" if options.ray else "local", random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        straight = Path(folder) / "straight"
+        finish(start(*words(straight, mode)))
+        rows = iterations(straight)
+        span = sum(v for r in rows for k, v in r.items() if k.startswith("time/")) / ITERATIONS
+        where, equal, different = Counter[str](), 0, list[str]()
+        while where.total() < options.kills:
+            run = Path(folder) / f"run-{equal + len(different)}"
+            while (place := killed(run, mode, span, moments)) is not None:
+                where[place] += 1
+                print(f"kill {where.total()}: {place}", flush=True)
+                if where.total() >= options.kills:
+                    finish(start(*words(run, mode)))
+                    break
+            try:
+                assert_equal(run, straight)
+                equal += 1
+            except AssertionError as error:
+                different.append(str(error))
+    figures = {
+        "seed": options.seed,
+        "mode": mode,
+        "kills": where.total(),
+        "runs": equal + len(different),
+        "equal": equal,
+        "different": different,
+        "where": dict(where),
+    }
+    told = (
+        f"{where.total()} kills in {equal + len(different)} runs of {ITERATIONS} iterations "
+        f"(cluster.mode: {mode}, seed {options.seed}): {equal} ended as the run that was not "
+        f"killed, {len(different)} did not."
+    )
+    places = [[place, str(count)] for place, count in where.most_common()]
+    name = "kill_ray" if options.ray else "kill"
+    write_results(name, figures, [told, table(["killed", "times"], places)], "one thread a process")
+    if different:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

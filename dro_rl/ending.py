@@ -1,0 +1,56 @@
+"""How a run ends before its time: it says where it stands and how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from dro_rl.durable import CannotWrite
+from dro_rl.errors import UserError
+
+_GRACE = 2.0  # seconds to end in an orderly way; `ray job stop` sends SIGKILL after 3
+
+
+@contextmanager
+def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the block with one line and exit code 143 or 130 within seconds; a
+    disk that takes no more ends it with the same line after its own.
+
+    Nothing is saved then: a run saves what it has as it goes on.
+
+    Args:
+        where: where the run stands, and the command that goes on from there.
+    """
+    told: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if told:
+            return  # it is ending
+        told.append(number)
+        line = f"\nstopped by {signal.Signals(number).name}. {where()}\n"
+        os.write(2, line.encode(errors="replace"))  # print may be what was interrupted
+        watchdog = threading.Timer(_GRACE, os._exit, (128 + number,))
+        watchdog.daemon = True
+        watchdog.start()
+        raise KeyboardInterrupt  # what Ray's waits pass on
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except CannotWrite as error:
+        raise UserError(f"{error}. {where()}") from error
+    except KeyboardInterrupt:
+        if not told:
+            raise
+        raise SystemExit(128 + told[0]) from None
+    finally:
+        if not told:  # a second signal must not cut the ending short
+            for number, handler in before.items():
+                signal.signal(number, handler)

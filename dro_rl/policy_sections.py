@@ -1,0 +1,89 @@
+"""The recipe's `selector` and `generator` sections: the two policies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from dro_rl.sections import MAY_CHANGE, Rate, Section
+
+
+class Lora(Section):
+    """Low-rank adapters (peft) on the linear layers."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Rate = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Scratch(Section):
+    """A small Llama from random weights, with a BPE tokenizer trained on the corpus."""
+
+    hidden_size: PositiveInt = 128
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    intermediate_size: PositiveInt = 384
+    vocabulary: int = Field(default=4096, ge=300)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Scratch:
+        head = self.hidden_size // self.heads
+        if self.hidden_size % self.heads or head not in (32, 64, 80, 96, 128):
+            raise ValueError(
+                "hidden_size / heads must be 32, 64, 80, 96 or 128, which vLLM's CPU kernels take"
+            )
+        return self
+
+
+class PolicySection(Section):
+    model: str = Field(description="what training starts from: a folder or a hub name")
+    init: str | None = Field(
+        default=None,
+        description="what `dro-rl warmup` makes `model` from: scratch, a folder or a hub name; "
+        "without it `model` is used as it is",
+    )
+    scratch: Scratch = Scratch()
+    prompt: Literal["auto", "plain", "chat"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: Lora | None = None
+    max_length: PositiveInt = Field(
+        default=4096, description="context [tokens]: prompt and completion"
+    )
+    max_new_tokens: PositiveInt = Field(default=32, description="longest completion [tokens]")
+    learning_rate: PositiveFloat = 1e-6
+    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
+    ranks: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1,
+        description="processes that train it together, each with a part of every weight (FSDP2)",
+    )
+    likelihood: Literal["auto", "dense"] = Field(
+        default="auto",
+        description="auto: what prompts share is computed once, where the model allows it; dense: "
+        "a padded row a completion",
+    )
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> PolicySection:
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError("max_new_tokens must be smaller than max_length")
+        return self
+
+
+class SelectorSection(PolicySection):
+    documents: PositiveInt = Field(default=5, description="K, most documents a selection holds")
+
+
+class GeneratorSection(PolicySection):
+    answers: Literal["first", "any"] = Field(
+        default="first",
+        description="the likelihood of the first reference answer, or of any of them",
+    )
+    prune: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="document lists of a smaller weight are not learned from: saves their forward "
+        "and backward pass, and the loss loses their share (rollout/pruned)",
+    )

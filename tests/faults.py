@@ -1,0 +1,145 @@
+"""Workers that end where they are told to, and what a run leaves, to compare bit by bit.
+
+`Fault.plant` leaves a file in the folder that FOLDER names in the environment of all nodes; the
+host that it is meant for takes it away and kills, or stops, its own process.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+
+from dro_rl.host import Host
+from dro_rl.recipe_file import load_recipe, localise
+from dro_rl.tracking.console import Console
+
+FOLDER = "DRO_RL_TEST_FAULTS"
+SIZE = {"num_cpus": 2, "object_store_memory": 100_000_000}  # of a node
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`role` ("selector engine", "reward service", ...) gets `number` in the call of `method` that
+    comes after `skip` others: before the work, or, `after` it, before the result is told."""
+
+    role: str
+    method: str
+    skip: int = 0
+    after: bool = False
+    number: int = signal.SIGKILL
+
+    @property
+    def path(self) -> Path:
+        return Path(os.environ[FOLDER]) / f"{self.role}.{self.method}"
+
+    def plant(self) -> None:
+        self.path.write_text(json.dumps([self.skip, self.after, self.number]))
+
+    @property
+    def struck(self) -> bool:
+        return not self.path.exists()
+
+
+class MortalHost(Host):
+    """A host that faults strike."""
+
+    def make(self, cls: type, args: tuple) -> None:
+        self.role = role_of(cls, args)
+        self.call_of("make", lambda: super(MortalHost, self).make(cls, args))
+
+    def call(self, method: str, args: tuple) -> Any:
+        return self.call_of(method, lambda: super(MortalHost, self).call(method, args))
+
+    def call_of(self, method: str, work: Any) -> Any:
+        after = self._struck(method)
+        result = work()
+        if after:
+            os.kill(os.getpid(), after)
+        return result
+
+    def _struck(self, method: str) -> int:
+        """The signal that is due after the work; 0 for none. One that is due before comes now."""
+        planted = Fault(self.role, method).path
+        taken = planted.with_suffix(f".{os.getpid()}")
+        try:
+            planted.rename(taken)
+        except FileNotFoundError:
+            return 0
+        skip, after, number = json.loads(taken.read_text())
+        if skip:
+            taken.write_text(json.dumps([skip - 1, after, number]))
+            taken.rename(planted)
+            return 0
+        taken.unlink()
+        if not after:
+            os.kill(os.getpid(), number)
+        return number
+
+
+def role_of(cls: type, args: tuple) -> str:
+    """The role of a worker of `dro_rl.teams`, as its faults name it."""
+    kinds = {"RolloutWorker": "engine", "Learner": "learner"}
+    return f"{args[1]} {kinds[cls.__name__]}" if cls.__name__ in kinds else "reward service"
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+SMALL = (
+    *("rollout.engine=transformers", "training.iterations=2", "training.weights=frozen"),
+    *("data.train_questions=16", "data.evaluation_questions=4", "algorithm.samples=2"),
+    *("training.questions_per_iteration=8", "training.batch_size=4", "evaluation.samples=2"),
+)
+
+
+def run_of(run: Path, *overrides: str) -> tuple[Path, str]:
+    """Train the demo, made small, in this process; the run's folder, and what was said."""
+    from dro_rl.trainer import train
+
+    settings, said = [*SMALL, *overrides, f"tracking.run_dir={run}"], io.StringIO()
+    recipe = localise(load_recipe("recipes/demo.yaml", settings))
+    train(recipe, Console(RichConsole(file=said, soft_wrap=True)))
+    return run, said.getvalue()
+
+
+def start_cluster() -> Any:
+    """A cluster of a head, to which nodes can be added; a node's death shows within seconds."""
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    head = {**SIZE, "_system_config": quick, "include_dashboard": False}
+    return Cluster(initialize_head=True, head_node_args=head)
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What a run is for: policies, selections, evaluations and metrics, without what it took."""
+    left: dict[str, Any] = {
+        str(p.relative_to(run)): p.read_bytes()
+        for p in run.glob("checkpoints/iteration-????/*/model*.safetensors")
+    }
+    for path in run.glob("evaluation/*.jsonl"):
+        left[path.name] = path.read_text()
+    for path in run.glob("evaluation/*.json"):
+        left[path.name] = _results(json.loads(path.read_text()))
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    left["metrics"] = [_results(json.loads(row)) for row in rows]
+    return left
+
+
+def _results(row: dict[str, Any]) -> dict[str, Any]:
+    """Without times, and what was counted by processes that are gone."""
+    took = ("time/", "share/", "tokens/", "tokens_per_second/", "mfu/", "memory/", "gpu_memory/")
+    took += ("rollout/prefix_cache_hits",)
+    return {k: v for k, v in row.items() if not k.startswith(took) and "seconds" not in k}
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """The names of what differs between two runs."""
+    ours, theirs = outcome(run), outcome(other)
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]

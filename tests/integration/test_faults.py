@@ -1,0 +1,281 @@
+"""Processes that die or hang, on a Ray cluster of three nodes of its own: work is done all the
+same, and the results are those of an undisturbed run, bit for bit."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dro_rl.cluster import open_cluster
+from dro_rl.errors import UserError
+from dro_rl.recipe import ClusterSection
+from dro_rl.supervision import WorkerLost
+from tests.faults import FOLDER, SIZE, Fault, MortalHost, differences, run_of, start_cluster
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """A cluster's head; the last test adds nodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(tmp_path_factory.mktemp("faults")))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        cluster = start_cluster()
+        yield cluster
+        cluster.shutdown()
+
+
+def section(nodes, **settings) -> ClusterSection:
+    return ClusterSection(mode="ray", address=nodes.address, start_timeout=90, **settings)
+
+
+# --- plain workers --------------------------------------------------------------------------------
+
+
+class Worker:
+    """Does what it is told; Ray imports it in processes of its own."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def ready(self) -> dict[str, int]:
+        return {"pid": os.getpid()}
+
+    def load_weights(self, version: int) -> None:
+        self.version = version
+
+    def now(self) -> tuple[int, int]:
+        return self.version, os.getpid()
+
+    def square(self, value: int, fatal: Path | None = None) -> int:
+        """Dies of a file, and takes it along; of /dev/null, which stays, every time."""
+        if fatal is not None and fatal.exists():
+            if fatal.is_file():
+                fatal.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return value * value
+
+    def dawdle(self, how: str, seconds: float, flag: Path) -> str:
+        """Goes on for a while; the first call for ever, where it stands still."""
+        first = not flag.exists()
+        flag.touch()
+        end = time.monotonic() + seconds
+        if how == "stands still" and first:
+            threading.Event().wait()
+        if how == "is stopped" and first:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while how == "computes" and time.monotonic() < end:
+            pass
+        while how == "moves on" and time.monotonic() < end:
+            time.sleep(0.02)
+        return how
+
+    def refuse(self, flag: Path) -> None:
+        with flag.open("a") as file:
+            file.write("called\n")
+        raise LookupError("the reward's own words")
+
+
+@pytest.fixture(scope="module")
+def told():
+    return list[str]()
+
+
+@pytest.fixture(scope="module")
+def stacks(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("run") / "stacks"
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes, told, stacks):
+    quick = section(nodes, heartbeat_timeout=2, max_failures=2)
+    with open_cluster(quick, 2, told.append, stacks) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def team(cluster):
+    started = cluster.start("worker", Worker, 2)
+    started.ready()
+    return started
+
+
+def test_work_of_a_lost_worker_is_done_and_it_comes_back_with_the_current_weights(
+    team, told, tmp_path
+):
+    team.on_return("load_weights", (3,), anew=True)
+    team.submit("load_weights", 3)()
+    before = {pid for _, pid in team.submit("now")()}
+    fatal, done = tmp_path / "fatal", list[int]()
+    fatal.touch()
+    calls = [(i, fatal if i == 3 else None) for i in range(8)]
+    assert team.map("square", calls, done.append) == [i * i for i in range(8)]
+    assert sorted(done) == list(range(8))
+    team.ready()
+    versions, after = zip(*team.submit("now")(), strict=True)
+    assert versions == (3, 3) and len(before & set(after)) == 1
+    assert re.fullmatch(r"worker [12] of 2: lost in square \(.*died.*\); it is made again", told[0])
+    assert re.fullmatch(r"worker [12] of 2: back after .* s", told[1]) and len(told) == 2
+
+
+def test_a_worker_whose_weights_are_wrong_does_not_come_back(team, tmp_path):
+    def check(version: tuple[int, int]) -> None:
+        raise UserError(f"version {version[0]} is not what the probe was of")
+
+    team.on_return("now", (), check)
+    fatal = tmp_path / "fatal"
+    fatal.touch()
+    with pytest.raises(UserError, match="version 3 is not what the probe was of"):
+        team.map("square", [(1, fatal)], lambda i: None)
+        team.ready()
+    team.on_return("load_weights", (3,), anew=True)
+    team.restart()
+    team.ready()
+
+
+def test_a_call_that_kills_every_worker_ends_with_the_reason(team):
+    with pytest.raises(UserError) as ended:
+        team.map("square", [(1, Path("/dev/null"))], lambda i: None)
+    for words in ("worker", "square", "3 times", "cluster.max_failures (2)", "died"):
+        assert words in str(ended.value)
+    team.ready()
+
+
+def test_an_error_of_the_users_own_is_not_tried_again(team, tmp_path):
+    flag = tmp_path / "flag"
+    with pytest.raises(LookupError, match="the reward's own words"):
+        team.map("refuse", [(flag,)], lambda i: None)
+    assert flag.read_text() == "called\n"
+
+
+def test_a_worker_that_holds_state_is_not_made_again(cluster):
+    team = cluster.start("learner", Worker, 2, stateful=True)
+    first = team.ready()
+    with pytest.raises(WorkerLost, match="learner 1 of 2: lost in square"):
+        team.submit("square", 2, Path("/dev/null"))()
+    team.restart()
+    assert {a["pid"] for a in team.ready()}.isdisjoint(a["pid"] for a in first)
+    assert team.submit("square", 3)() == [9, 9]
+
+
+@pytest.mark.parametrize("how", ["computes", "moves on"])
+def test_a_worker_at_work_is_left_alone(team, told, tmp_path, how):
+    before, lines = team.submit("now")(), len(told)
+    assert team.map("dawdle", [(how, 4.0, tmp_path / "flag")], lambda i: None) == [how]
+    assert team.submit("now")() == before and len(told) == lines
+
+
+def test_a_worker_that_stands_still_leaves_its_stack_and_is_replaced(team, told, stacks, tmp_path):
+    calls = [("stands still", 0.0, tmp_path / "flag")]
+    assert team.map("dawdle", calls, lambda i: None) == ["stands still"]
+    team.ready()
+    (line,) = [x for x in told if "not moved" in x]
+    path = re.search(r"its stack: (\S+\.txt)", line)
+    assert path and Path(path[1]).parent == stacks
+    stack = Path(path[1]).read_text()
+    assert "in dawdle" in stack and "in wait" in stack
+
+
+def test_a_stopped_worker_is_replaced(team, told, tmp_path):
+    pids = {pid for _, pid in team.submit("now")()}
+    calls = [("is stopped", 0.0, tmp_path / "flag")]
+    assert team.map("dawdle", calls, lambda i: None) == ["is stopped"]
+    assert any("no answer" in x and "no stack could be had" in x for x in told)
+    team.ready()
+    (gone,) = pids - {pid for _, pid in team.submit("now")()}
+    end = time.monotonic() + 20
+    while Path(f"/proc/{gone}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{gone}").exists()  # it would keep its memory
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    run, _ = run_of(tmp_path_factory.mktemp("undisturbed") / "run", "cluster.mode=local")
+    return run
+
+
+@pytest.fixture
+def on_ray(nodes, monkeypatch) -> list[str]:
+    monkeypatch.setattr("dro_rl.cluster.Host", MortalHost)
+    return [f"cluster.address={nodes.address}", "cluster.start_timeout=90"]
+
+
+FAULTS = [
+    Fault("selector engine", "select"),  # evaluation
+    Fault("reward service", "score"),
+    Fault("generator engine", "answer", skip=1, after=True),
+    Fault("selector engine", "load_weights", skip=2),  # synchronise; its return loads once too
+    Fault("reward service", "log_likelihoods", skip=1, after=True),
+]
+
+
+def test_engines_and_reward_service_may_die_at_any_stage(undisturbed, on_ray, tmp_path):
+    for fault in FAULTS:
+        fault.plant()
+    run, said = run_of(tmp_path / "run", *on_ray)
+    assert all(fault.struck for fault in FAULTS)
+    for fault in FAULTS:
+        assert re.search(rf"^{fault.role}.*: lost in {fault.method} ", said, re.M), fault
+    assert differences(run, undisturbed) == []
+
+
+def test_learners_may_die_and_start_again_from_the_last_checkpoint(undisturbed, on_ray, tmp_path):
+    faults = [
+        Fault("generator learner", "step", skip=1, after=True),  # of the first iteration
+        Fault("selector learner", "weights", skip=2),
+    ]
+    for fault in faults:
+        fault.plant()
+    run, said = run_of(tmp_path / "run", *on_ray)
+    assert all(fault.struck for fault in faults)
+    again = re.findall(r"^(\w+ learner): lost in (\w+) .*: learners start again", said, re.M)
+    assert again == [("generator learner", "step"), ("selector learner", "weights")]
+    assert differences(run, undisturbed) == []
+
+
+def test_a_run_that_loses_its_learner_too_often_says_how_to_go_on(on_ray, tmp_path):
+    Fault("selector learner", "step").plant()
+    with pytest.raises(UserError, match="selector learner: lost in step.*--resume"):
+        run_of(tmp_path / "run", *on_ray, "cluster.max_failures=0")
+
+
+# --- the last, since it leaves fewer nodes --------------------------------------------------------
+
+
+def test_a_node_dies_and_its_workers_come_back_on_the_others(nodes, tmp_path):
+    told = list[str]()
+    for _ in range(2):
+        nodes.add_node(**SIZE)
+    with open_cluster(section(nodes), 6, told.append) as cluster:
+        team = cluster.start("worker", Worker, 6)
+        team.ready()
+        team.on_return("load_weights", (5,), anew=True)
+        team.submit("load_weights", 5)()
+        doomed = crowded(nodes, team)
+        wait = team.begin("square", [(i,) for i in range(60)])
+        nodes.remove_node(doomed, allow_graceful=False)
+        assert wait() == [i * i for i in range(60)]
+        team.ready()
+        assert [version for version, _ in team.submit("now")()] == [5] * 6
+    assert sum("lost in square" in line for line in told) >= 1
+    assert len({line.split(":")[0] for line in told}) < 6
+
+
+def crowded(nodes, team):
+    """A node beside the head that has workers of the team."""
+    import ray
+
+    living = [ray._private.state.actors(m.actor._actor_id.hex()) for m in team.members]
+    places = [actor["Address"]["NodeID"] for actor in living]
+    return max((node for node in nodes.worker_nodes), key=lambda node: places.count(node.node_id))
