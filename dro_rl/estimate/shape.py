@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dro_rl.recipe import Lora, PolicySection, Scratch
+from dro_rl.policy_sections import Lora, PolicySection, Scratch
 
 _BUILTIN = Path(__file__).resolve().parents[1]
 
@@ -68,6 +68,12 @@ class Shape:
     def parameters(self) -> int:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.count or self.body + embeddings + (2 * self.layers + 1) * self.hidden
+
+    @property
+    def gathered(self) -> int:
+        """Parameters that a rank of several holds whole at once: both embeddings, and of the layers
+        the one that computes and the next."""
+        return self.parameters - self.body + 2 * self.body // self.layers
 
     def adapters(self, lora: Lora) -> int:
         """Parameters of LoRA's factors."""
