@@ -176,7 +176,7 @@ def measure(case: Case) -> dict[str, dict[str, float]]:
         recipe = Recipe.model_validate(yaml.safe_load(path.read_text()))
         shapes = {p: shape for p in POLICIES if (shape := shape_of(recipe.policy(p)))}
         expected = by_role(recipe, list(footprint.processes(recipe, shapes, "cpu")))
-        dro_rl("train", path, timeout=1200, **PATIENT).succeeded()
+        dro_rl("train", path, timeout=3000, **PATIENT).succeeded()
         (row,) = iterations(folder / "run")
     return {
         role: {
