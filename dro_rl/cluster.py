@@ -221,7 +221,8 @@ class _RayCluster:
     def _host(self) -> Any:
         import ray
 
-        return ray.remote(concurrency_groups={WATCH: 1})(Host)
+        decorate: Any = ray.remote  # whose stubs do not know its options for actors
+        return decorate(concurrency_groups={WATCH: 1})(Host)
 
     def _team(
         self,

@@ -6,6 +6,7 @@ likelihood of selections, or a clipped ratio to the policy that sampled them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -160,7 +161,9 @@ class Objective:
             targets: the rollouts' `answers`, joined.
         """
         logps = self.log_likelihoods(targets)
-        values, coefficients = iter(logps.tolist()), list[float]()
+        # What is no number cannot be a reward; its gradient is none either, which ends the step.
+        values = iter([-math.inf if math.isnan(p) else p for p in logps.tolist()])
+        coefficients = list[float]()
         scored = []
         for rollout in rollouts:
             table = {documents: next(values) for documents in document_lists(rollout)}

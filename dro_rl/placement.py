@@ -31,7 +31,7 @@ class Room:
 
         self.role, self.ranks, self.gpus, self.timeout = role, ranks, gpus, timeout
         self._address = ""
-        need = {"GPU": gpus} if gpus else {"CPU": 1}
+        need = {"GPU": gpus} if gpus else {"CPU": 1.0}
         self._group = placement_group([need] * ranks, strategy="PACK")
 
     def options(self, rank: int) -> dict[str, Any]:

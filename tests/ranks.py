@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import random
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,33 +134,42 @@ def gradient(learner: Learner) -> dict[str, torch.Tensor]:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def on_ranks(size: int, job: Callable[..., Any], *args: Any, folder: Path) -> list[Any]:
-    """What `job(place, *args)` returns on each of so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    mp.spawn(_run, (size, address, job, args, folder), nprocs=size)
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(size)]
+def on_ranks(size: int, folder: Path, saved: Path, earlier: Path | None) -> list[dict[Any, Any]]:
+    """What `lives` tells on each of so many processes."""
+    mp.spawn(_run, (size, _addresses(3 * len(LIVES)), folder, saved, earlier), nprocs=size)
+    return [pickle.loads((saved / f"{rank}.pickle").read_bytes()) for rank in range(size)]
+
+
+def _addresses(count: int) -> list[str]:
+    """Where one group after another may meet."""
+    with ExitStack() as stack:
+        bound = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in bound:
+            one.bind(("127.0.0.1", 0))
+        return [f"tcp://127.0.0.1:{one.getsockname()[1]}" for one in bound]
 
 
 def _run(
-    rank: int, size: int, address: str, job: Callable[..., Any], args: tuple, folder: Path
+    rank: int, size: int, addresses: list[str], folder: Path, saved: Path, earlier: Path | None
 ) -> None:
-    told = job(Place(rank, size, address), *args)
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(told))
+    places = (Place(rank, size, address) for address in addresses)
+    told = lives(places, folder, saved, earlier)
+    (saved / f"{rank}.pickle").write_bytes(pickle.dumps(told))
 
 
-def lives(place: Place, folder: Path, saved: Path, earlier: Path | None) -> dict[Any, Any]:
+def lives(
+    places: Iterator[Place], folder: Path, saved: Path, earlier: Path | None
+) -> dict[Any, Any]:
     """All lives, with batches from `folder` and states into `saved`; then what becomes of fresh
     learners that are restored from these and from `earlier` states."""
     told: dict[Any, Any] = {}
     for life in LIVES:
         batch = pickle.loads((folder / f"{life}.batch").read_bytes())
-        with _group(life, folder, place) as learner:
+        with _group(life, folder, next(places)) as learner:
             told[life] = live(learner, batch, saved / life)
         for states in (saved, earlier):
             if states and life in RESUMED:
-                with _group(life, folder, place) as learner:
+                with _group(life, folder, next(places)) as learner:
                     learner.restore(states / life / learner.policy)
                     told[life, states.name] = after(learner, batch)
     return told

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def shard(model: Any, *, bfloat16: bool) -> None:
@@ -46,17 +47,17 @@ def free(model: Any) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """All rows of a tensor. All ranks have to ask, in the same order."""
-    return tensor.full_tensor() if _is_cut(tensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
     """This rank's rows of a tensor, sharing its memory; of one that is not cut, all."""
-    return tensor.to_local() if _is_cut(tensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def first_row(tensor: Tensor, rank: int, size: int) -> int:
     """Where this rank's rows begin; 0 for a tensor that is not cut."""
-    if not _is_cut(tensor):
+    if not isinstance(tensor, DTensor):
         return 0
     rows = len(tensor)
     return min(rank * -(-rows // size), rows)  # as torch.chunk has it
@@ -64,7 +65,7 @@ def first_row(tensor: Tensor, rank: int, size: int) -> int:
 
 def uncut(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Those whose gradient nobody has summed over ranks."""
-    return [p for p in parameters if not _is_cut(p)]
+    return [p for p in parameters if not isinstance(p, DTensor)]
 
 
 def clip(parameters: Iterable[Tensor], most: float) -> float:
@@ -73,15 +74,12 @@ def clip(parameters: Iterable[Tensor], most: float) -> float:
     Cut gradients and others may be mixed: an operator takes one kind at a time.
     """
     every = [p for p in parameters if p.grad is not None]
-    kinds = [k for k in ([p for p in every if _is_cut(p)], uncut(every)) if k]
+    kinds = [k for k in ([p for p in every if isinstance(p, DTensor)], uncut(every)) if k]
     if not kinds:
         return 0.0
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds]
+    grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
+    norms = [whole(nn.utils.get_total_norm(some)) for some in grads]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, most, norm)
     return norm.item()
-
-
-def _is_cut(tensor: Any) -> bool:
-    return hasattr(tensor, "full_tensor")

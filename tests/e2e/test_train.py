@@ -276,7 +276,8 @@ def test_resume_continues_at_the_next_iteration(copy):
     assert [r["step"] for r in steps(copy)] == [1, 2, 3, 4, 5, 6]
     del before["recipe.yaml"], before["report.html"]
     assert load_recipe(str(copy / "recipe.yaml")).training.iterations == 3
-    for state in ("selector.learner.pt", "generator.learner.pt", "known.json"):
+    learners = [f"{p}.learner/rank-0000-of-0001.safetensors" for p in ("selector", "generator")]
+    for state in (*learners, "known.json"):
         del before[f"checkpoints/iteration-0001/{state}"]  # those of the last two are kept
         assert f"checkpoints/iteration-0001/{state}" not in after
     assert {name: after[name] for name in before} == before

@@ -1,79 +1,118 @@
-"""The packed forward under FSDP2: two processes, each with half of every weight."""
+"""Learners of two and three ranks, each with a part of every weight (FSDP2 over gloo): the same
+gradient, figures and weights as one process, and one state for any number of ranks."""
 
-import socket
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch.distributed import destroy_process_group, init_process_group
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from dro_rl.policy.likelihood import Completion, Likelihood
+from tests.ranks import LIVES, RESUMED, after, live, make_batch, make_learner, on_ranks
 
-CONFIG = LlamaConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.2,
-)
+pytestmark = pytest.mark.integration
+SIZES = (2, 3)
+BOTH = pytest.mark.parametrize("size", SIZES)
 
 
-def make_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(CONFIG)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
 
 
-def completions(rank: int) -> list[Completion]:
-    """Each rank has questions of its own, of different lengths."""
-    prompt = tuple(range(10 + rank, 50 + 20 * rank))
-    return [Completion(prompt, (5 + i, 6 + rank, 2)) for i in range(4)]
+@pytest.fixture(scope="module")
+def told(folder) -> dict[int, list[dict[Any, Any]]]:
+    """What every rank says, by the number of ranks."""
+    alone = {}
+    for life in LIVES:
+        learner = make_learner(life, folder)
+        batch = make_batch(learner)
+        (folder / f"{life}.batch").write_bytes(pickle.dumps(batch))
+        alone[life] = live(learner, batch, folder / "1" / life)
+    return {
+        1: [alone],
+        2: on_ranks(2, folder, folder / "2", None),
+        3: on_ranks(3, folder, folder / "3", folder / "2"),
+    }
 
 
-def loss(likelihood: Likelihood, rank: int) -> torch.Tensor:
-    return -(torch.tensor([0.1, 0.2, 0.3, 0.4]) * likelihood.of(completions(rank))).sum()
+def apart(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """Distance over length, of all together."""
+    assert found.keys() == wanted.keys()
+    error = sum((found[n].float() - w.float()).square().sum() for n, w in wanted.items())
+    return float(error / sum(w.float().square().sum() for w in wanted.values())) ** 0.5
 
 
-def run(rank: int, port: int, checkpointing: bool, chunk: int, folder: Path) -> None:
-    from dro_rl.policy import likelihood as module
-
-    module._CHUNK = chunk
-    init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    model = make_model().train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    likelihood = Likelihood(model)
-    value = loss(likelihood, rank)
-    value.backward()
-    grads = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
-    torch.save((value.detach(), grads), folder / f"{rank}.pt")
-    destroy_process_group()
+@pytest.mark.parametrize("life", [life for life in LIVES if life != "bfloat16"])
+@BOTH
+def test_several_ranks_learn_as_one(told, life, size):
+    wanted = told[1][0][life]
+    for found in (rank[life] for rank in told[size]):
+        assert apart(found["gradient"], wanted["gradient"]) < 1e-5
+        # AdamW's first step divides each gradient by itself, those that are rounding alone too.
+        for step, close in (("first", 1e-5), ("second", 1e-4)):
+            assert found[step].loss == pytest.approx(wanted[step].loss, rel=close, abs=close)
+            assert found[step].grad_norm == pytest.approx(wanted[step].grad_norm, rel=10 * close)
+            assert found[step].logp == pytest.approx(wanted[step].logp, rel=close)
+        assert found["probe"] == pytest.approx(wanted["probe"], abs=1e-3)
+    weights = told[size][0][life]["weights"]
+    assert apart(weights, wanted["weights"]) < 1e-4
+    assert all(not rank[life]["weights"] for rank in told[size][1:])
 
 
-@pytest.mark.parametrize(
-    ("checkpointing", "chunk"), [(False, 2**24), (True, 300 * 4)], ids=["plain", "saving-memory"]
-)
-def test_sharded_loss_and_gradient_are_those_of_one_process(tmp_path, checkpointing, chunk):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(run, (port, checkpointing, chunk, tmp_path), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    model = make_model()
-    wanted = [loss(Likelihood(model, "dense"), rank) for rank in (0, 1)]
-    (sum(wanted) / 2).backward()  # FSDP averages over ranks
-    for (value, _), want in zip(found, wanted, strict=True):
-        assert value.item() == pytest.approx(want.item(), rel=1e-5)
-    for name, parameter in model.named_parameters():
-        grad = found[0][1][name]
-        assert (grad - parameter.grad).norm() < 1e-5 * parameter.grad.norm(), name
+@pytest.mark.parametrize("what", ["score", "values", "scored"])
+@BOTH
+def test_every_rank_has_all_scores_in_order(told, what, size):
+    lives = [life for life in LIVES if what in told[1][0][life] and life != "bfloat16"]
+    assert lives
+    for life in lives:
+        wanted = told[1][0][life][what]
+        for found in (rank[life][what] for rank in told[size]):
+            assert len(found) == len(wanted)
+            for one, want in zip(found, wanted, strict=True):
+                if what == "scored":
+                    assert one.rollout == want.rollout
+                    one, want = one.log_rewards, want.log_rewards
+                flat = [torch.tensor(row).flatten() for row in one]
+                torch.testing.assert_close(
+                    flat, [torch.tensor(row).flatten() for row in want], atol=1e-5, rtol=0
+                )
+
+
+@BOTH
+def test_bfloat16_is_as_near_as_bfloat16_is(told, size):
+    """Each rank computes in it and the gradient is summed in float32; one process uses autocast."""
+    found, wanted = told[size][0]["bfloat16"], told[1][0]["bfloat16"]
+    exact = told[1][0]["selector"]
+    rounding = apart(wanted["gradient"], exact["gradient"])
+    assert apart(found["gradient"], exact["gradient"]) < 2 * rounding
+    assert {w.dtype for w in found["weights"].values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("life", RESUMED)
+@BOTH
+def test_a_state_continues_bit_for_bit_on_as_many_ranks(told, life, size):
+    for rank in told[size]:
+        straight, resumed = rank[life], rank[life, str(size)]
+        assert resumed["second"] == straight["second"]
+        assert resumed["probe"] == straight["probe"]
+        assert resumed["weights"].keys() == straight["weights"].keys()
+        for name, weight in straight["weights"].items():
+            assert torch.equal(resumed["weights"][name], weight)
+
+
+@pytest.mark.parametrize("life", RESUMED)
+def test_a_state_of_two_ranks_continues_on_one_and_on_three(told, folder, life):
+    wanted = told[2][0][life]
+    learner = make_learner(life, folder)
+    learner.restore(folder / "2" / life / learner.policy)
+    batch = pickle.loads((folder / f"{life}.batch").read_bytes())
+    for found in (after(learner, batch), told[3][0][life, "2"]):
+        assert found["second"].loss == pytest.approx(wanted["second"].loss, rel=1e-4, abs=1e-4)
+        assert found["second"].learning_rate == wanted["second"].learning_rate
+        assert apart(found["weights"], wanted["weights"]) < 1e-4
+
+
+def test_a_state_of_two_ranks_lies_in_two_files(folder, told):
+    names = sorted(p.name for p in (folder / "2" / "lora" / "selector.learner").iterdir())
+    assert names == [f"rank-{i:04d}-of-0002.safetensors" for i in range(2)]
