@@ -35,11 +35,13 @@ _COPIES_OF_LOGITS = 4  # float32: logits, log-probabilities, the gradients of bo
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one process holds at most [GiB], by PARTS; `policy` whose model it has."""
+    """What one process holds at most [GiB], by PARTS; `policy` whose model it has; `rank`: whether
+    it is one of several of a learner."""
 
     role: str
     policy: PolicyName
     parts: dict[str, float]
+    rank: bool = False
 
     @property
     def total(self) -> float:
@@ -47,14 +49,16 @@ class Footprint:
 
 
 def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Footprint:
-    """Of a learner, at the end of a step's last forward pass."""
+    """Of a learner's process, at the end of a step's last forward pass."""
     section, load = recipe.policy(policy), largest(recipe, policy)
-    width = _width(section)
-    trained = shape.adapters(section.lora) if section.lora else shape.parameters
-    weights = shape.parameters * (width if section.lora else _FLOAT32)
+    width, ranks = _width(section), section.ranks
+    trained = (shape.adapters(section.lora) if section.lora else shape.parameters) / ranks
+    weights = shape.parameters / ranks * (width if section.lora else _FLOAT32)
     if section.lora:
         weights += trained * _FLOAT32
-    elif width < _FLOAT32:
+    if ranks > 1:
+        weights += shape.gathered * width
+    elif width < _FLOAT32 and not section.lora:
         weights += shape.parameters * width  # autocast's copies, held until the backward pass
     algorithm = recipe.algorithm
     restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
@@ -73,6 +77,7 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
             activations=load.tokens * _activations(section, shape) * _HEAP[device],
             logits=_logits(section, shape, load),
         ),
+        rank=ranks > 1,
     )
 
 

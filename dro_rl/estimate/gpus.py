@@ -6,6 +6,7 @@ import math
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from dro_rl.errors import UserError
 from dro_rl.estimate.footprint import Footprint, smallest_cache
@@ -42,8 +43,23 @@ def given_or_found(gpus: int | None, memory: float | None) -> tuple[int, float] 
 
 
 def groups(processes: Sequence[Footprint], gpus: int) -> list[list[Footprint]]:
-    """The processes of each GPU: `cluster.gpu_share` gives each an equal part of one, and Ray
-    fills a GPU before it takes the next."""
+    """The processes of each GPU, as `placement.gpu_shares` divides them and Ray fills a GPU before
+    it takes the next: ranks have one each, alone where there are GPUs besides.
+
+    Raises:
+        UserError: there are fewer GPUs than ranks.
+    """
+    ranks = [f for f in processes if f.rank]
+    others = [f for f in processes if not f.rank]
+    if len(ranks) > gpus:
+        raise UserError(f"{len(ranks)} ranks of learners need a GPU each: there are {gpus}")
+    if len(ranks) == gpus:
+        pairs = zip_longest(_chunks(others, gpus), ranks, fillvalue=[])
+        return [[*some, rank] for some, rank in pairs]
+    return [*_chunks(others, gpus - len(ranks)), *([f] for f in ranks)]
+
+
+def _chunks(processes: Sequence[Footprint], gpus: int) -> list[list[Footprint]]:
     together = math.ceil(len(processes) / gpus)
     return [list(processes[i : i + together]) for i in range(0, len(processes), together)]
 
@@ -57,8 +73,9 @@ def verdicts(
 ) -> list[str]:
     """A line for GPUs that hold the same: what it is, and whether it fits."""
     lines = [f"On {gpus} GPU{'s' * (gpus > 1)} of {memory:.4g} GiB:"]
-    alike = Counter(tuple(f.role for f in group) for group in groups(processes, gpus))
-    kinds = {tuple(f.role for f in group): group for group in groups(processes, gpus)}
+    placed = groups(processes, gpus)
+    alike = Counter(tuple(f.role for f in group) for group in placed)
+    kinds = {tuple(f.role for f in group): group for group in placed}
     for kind, group in kinds.items():
         total = sum(f.total for f in group)
         names = ", ".join(f"{f.role} {f.total:.1f}" for f in group)
@@ -66,8 +83,8 @@ def verdicts(
         fits = f"fits, {left:.1f} left" if left >= 0 else f"DOES NOT FIT, {-left:.1f} too many"
         lines.append(f"  {alike[kind]} x {names}: {total:.1f} GiB, {fits}")
         lines += [f"    {hint}" for hint in _hints(recipe, shapes, group, fits=left >= 0)]
-    if gpus > len(processes):
-        lines.append(f"  {gpus - len(processes)} of them would have nothing to do")
+    if gpus > len(placed):
+        lines.append(f"  {gpus - len(placed)} of them would have nothing to do")
     return lines
 
 
@@ -101,7 +118,7 @@ def _hints(
         if big.role.endswith("learner") and not section.gradient_checkpointing:
             settings.append(f"set {big.policy}.gradient_checkpointing")
     if big.parts["optimiser"] > big.total / 4:
-        settings.append(f"train {big.policy}.lora instead of all weights")
+        settings.append(f"train {big.policy}.lora, or raise {big.policy}.ranks")
     return [
         *hints,
         f"the largest is the {big.role}: " + (", or ".join(settings) or "more GPUs"),

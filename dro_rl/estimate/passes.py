@@ -25,6 +25,6 @@ def largest(recipe: Recipe, policy: PolicyName) -> Pass:
     question = samples * section.max_length
     if policy == "selector" and section.likelihood == "auto":  # its m completions share a prompt
         question = section.max_length - section.max_new_tokens + completions
-    batch = recipe.training.batch_size * question
+    batch = -(-recipe.training.batch_size // section.ranks) * question
     tokens = min(batch, max(recipe.training.tokens_per_microbatch, question))
     return Pass(tokens, max(1, tokens * completions // question), batch > tokens)

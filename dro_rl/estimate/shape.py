@@ -69,6 +69,12 @@ class Shape:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.count or self.body + embeddings + (2 * self.layers + 1) * self.hidden
 
+    @property
+    def gathered(self) -> int:
+        """Parameters that a rank of several holds whole at once: both embeddings, and of the layers
+        the one that computes and the next."""
+        return self.parameters - self.body + 2 * self.body // self.layers
+
     def adapters(self, lora: Lora) -> int:
         """Parameters of LoRA's factors."""
         named = lora.target_modules

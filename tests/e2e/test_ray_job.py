@@ -86,6 +86,7 @@ def replacements(tmp_path_factory) -> list[str]:
         "training.tokens_per_microbatch=300",
         "algorithm.samples=4",
         "evaluation.samples=4",
+        *(f"{p}.ranks=1" for p in ("selector", "generator")),
         "rollout.workers=1",
         "cluster.reward_workers=1",
     ]

@@ -103,6 +103,21 @@ def test_a_bfloat16_learner_holds_float32_weights_and_their_copies_in_the_forwar
     assert parts["weights"] == pytest.approx(6 * count)
 
 
+def test_ranks_divide_what_is_held_but_for_the_layers_that_compute():
+    def of(ranks: int, **settings: Any) -> dict[str, float]:
+        return held(recipe_of(selector={"dtype": "float32", "ranks": ranks, **settings}))
+
+    one, four, count = of(1), of(4), BILLION.parameters
+    for name in ("gradients", "optimiser"):
+        assert four[name] == pytest.approx(one[name] / 4)
+    layer, embeddings = BILLION.body / 16, 2 * 32000 * 2048
+    whole = four["weights"] - count
+    assert whole == pytest.approx(4 * (2 * layer + embeddings), rel=0.01)
+    adapted = of(4, lora={"rank": 8})
+    assert adapted["gradients"] == pytest.approx(of(1, lora={"rank": 8})["gradients"] / 4)
+    assert adapted["weights"] < of(1, lora={"rank": 8})["weights"]
+
+
 def test_adapters_alone_have_gradients_and_moments():
     parts = held(recipe_of(selector={"dtype": "bfloat16", "lora": {"rank": 8}}))
     h, i = 2048, 8192

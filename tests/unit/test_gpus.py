@@ -28,8 +28,15 @@ def test_a_gpu_fits_or_what_to_change_is_said():
     assert "DOES NOT FIT" not in told(recipe, 1, 80) and "fits, " in told(recipe, 1, 80)
     small = told(recipe, 1, 8)
     assert "DOES NOT FIT" in small and "lower " in small
-    full = told(recipe_of(generator={"gradient_checkpointing": True}), 1, 24)
-    assert "DOES NOT FIT" in full and "lora instead of all weights" in full
+    full = told(
+        recipe_of(
+            selector={"lora": {}, "gradient_checkpointing": True},
+            generator={"gradient_checkpointing": True},
+        ),
+        1,
+        24,
+    )
+    assert "DOES NOT FIT" in full and "train generator.lora, or raise generator.ranks" in full
 
 
 def test_processes_share_gpus_as_ray_places_them():
@@ -39,6 +46,21 @@ def test_processes_share_gpus_as_ray_places_them():
     assert [len(group) for group in roles] == [2, 2, 2, 1]
     assert roles[0] == ["selector engine"] * 2 and roles[-1] == ["generator learner"]
     assert "3 of them would have nothing to do" in told(recipe, 10, 80)
+
+
+def test_ranks_have_a_gpu_each_alone_where_there_are_others():
+    recipe = recipe_of(selector={"ranks": 2}, generator={"ranks": 2})
+    processes = list(footprint.processes(recipe, dict.fromkeys(POLICIES, BILLION), "gpu", 80))
+    others = ["selector engine", "generator engine", "reward service"]
+    for number, together in ((4, [[o] for o in others] + [[]]), (6, [others[:2], others[2:]])):
+        placed = [[f.role for f in group] for group in gpus.groups(processes, number)]
+        assert len(placed) == number
+        assert [[r for r in g if not r.endswith("learner")] for g in placed][: len(together)] == (
+            together
+        )
+        assert [sum(r.endswith("learner") for r in g) for g in placed].count(1) == 4
+    with pytest.raises(UserError, match="4 ranks .* there are 3"):
+        gpus.groups(processes, 3)
 
 
 def test_an_engine_without_room_for_one_sequence_is_told_of():
@@ -76,7 +98,7 @@ def test_a_recipe_fits_the_hardware_that_it_names(name):
     head = (ROOT / "recipes" / f"{name}.yaml").read_text().partition("\ndata:")[0]
     words = head.replace("\n#", "").split()
     number = int(words[words.index("--gpus") + 1]) if "--gpus" in words else 1
-    memory = float(words[words.index("--gpu-memory") + 1].rstrip("`).,"))
+    memory = float(words[words.index("--gpu-memory") + 1].rstrip("`).,;"))
     text = told(load_recipe(f"{name}.yaml"), number, memory)
     assert "DOES NOT FIT" not in text and "needs" not in text, text
     assert "nothing to do" not in text
