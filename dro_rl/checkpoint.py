@@ -8,6 +8,7 @@ to its checkpoint is `dro_rl.progress`'s.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -175,12 +176,13 @@ def how_to_go_on(run: RunDirectory) -> str:
     if not run.begun:
         return "Nothing has been written"
     last = latest(run)
-    parts = sorted((run.path / "checkpoints").glob(f"iteration-{last + 1:04d}-part-????"))
+    parts = sorted((run.path / "checkpoints").glob(f"iteration-{last + 1:04d}-part-*[0-9]"))
     safe = [f"iteration {last}"] if last else []
     safe += [f"what iteration {last + 1} had so far"] if parts else []
     told = f"{' and '.join(safe)} {'are' if len(safe) > 1 else 'is'} safe" if safe else ""
     told = told or "nothing but its beginning has been saved"
-    return f"{told[0].upper()}{told[1:]}; go on with: dro-rl train --resume {run.path}"
+    command = f"dro-rl train --resume {shlex.quote(str(run.path))}"
+    return f"{told[0].upper()}{told[1:]}; go on with: {command}"
 
 
 def _states(folder: Path, policy: PolicyName) -> list[Path]:

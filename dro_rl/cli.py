@@ -72,18 +72,19 @@ def train(
             typer.echo(f"{resume}: has done its iterations; training.iterations=N goes on")
             return
     prepare_process(loaded)
+    from dro_rl.checkpoint import how_to_go_on
     from dro_rl.ending import says_how_to_go_on
     from dro_rl.tracking.console import Console
     from dro_rl.tracking.run_directory import RunDirectory
 
-    with says_how_to_go_on(lambda: "Nothing had begun"):
+    directory = RunDirectory.open(resume.absolute()) if resume else None
+    with says_how_to_go_on(lambda: how_to_go_on(directory) if directory else "Nothing had begun"):
         if loaded.algorithm.kind == "trl_grpo":
             from dro_rl.trl_grpo import train as run_training
         else:
             from dro_rl.trainer import train as run_training
 
         console = Console()
-        directory = RunDirectory.open(resume.absolute()) if resume else None
         run = run_training(loaded, console, directory)
     evaluations = run.evaluations()
     console.evaluations(evaluations)

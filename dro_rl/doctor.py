@@ -158,21 +158,19 @@ def _room() -> Iterator[Finding]:
     )
 
 
-def _colbert() -> Iterator[Finding]:
-    from dro_rl.retrieval.colbert import find_python
-    from dro_rl.retrieval_sections import Colbert
+def _late_interaction() -> Iterator[Finding]:
+    from dro_rl.retrieval.environments import find_python
+    from dro_rl.retrieval_sections import Colbert, Pylate
 
-    try:
-        python = find_python(Colbert.model_fields["environment"].get_default())
-    except UserError:
-        yield Finding(
-            "RAGatouille",
-            "note",
-            "its environment is not there, which only retrieval.kind: colbert needs",
-            "make colbert-env",
-        )
-    else:
-        yield Finding("RAGatouille", "ok", f"its environment is {Path(python).parent.parent}")
+    sections = {"colbert": ("RAGatouille", Colbert), "pylate": ("PyLate", Pylate)}
+    for kind, (name, section) in sections.items():
+        try:
+            python = find_python(kind, section.model_fields["environment"].get_default())
+        except UserError:
+            found = f"its environment is not there, which only retrieval.kind: {kind} needs"
+            yield Finding(name, "note", found, f"make {kind}-env")
+        else:
+            yield Finding(name, "ok", f"its environment is {python.parent.parent}")
 
 
 def _version(package: str) -> str | None:
@@ -182,4 +180,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-_LOOKS: Sequence[Callable[[], Iterator[Finding]]] = (_python, _torch, _vllm, _ray, _room, _colbert)
+_LOOKS: Sequence[Callable[[], Iterator[Finding]]] = (
+    _python,
+    _torch,
+    _vllm,
+    _ray,
+    _room,
+    _late_interaction,
+)

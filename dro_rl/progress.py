@@ -82,7 +82,7 @@ def save(
     Raises:
         CannotWrite: the disk does not take it; the save before it still counts.
     """
-    number = int(at.folder.name[-4:]) + 1 if at.folder else 1
+    number = _number(at.folder) + 1 if at.folder else 1
     final = run.path / "checkpoints" / f"iteration-{at.iteration:04d}-part-{number:04d}"
     state = {
         "step": at.step,
@@ -115,7 +115,7 @@ def load(
     Raises:
         UserError: it was made of other examples.
     """
-    for folder in reversed(_saves(run, iteration)):
+    for folder in reversed(saves(run, iteration)):
         damage = durable.damage(folder)
         if damage is not None:
             say(f"{folder}: {damage}: what iteration {iteration} had then is made again")
@@ -142,10 +142,16 @@ def forget(run: RunDirectory, but: Path | None = None) -> None:
     """Remove all saves but one, and what was left half-written."""
     folders = run.path / "checkpoints"
     with durable.writing(folders):
-        for path in (*folders.glob("iteration-????-part-????"), *folders.glob("*.partial")):
+        for path in (*folders.glob("iteration-????-part-*[0-9]"), *folders.glob("*.partial")):
             if path != but:
                 durable.remove(path)
 
 
-def _saves(run: RunDirectory, iteration: int) -> list[Path]:
-    return sorted((run.path / "checkpoints").glob(f"iteration-{iteration:04d}-part-????"))
+def saves(run: RunDirectory, iteration: int) -> list[Path]:
+    """Of a started iteration, the newest last."""
+    parts = (run.path / "checkpoints").glob(f"iteration-{iteration:04d}-part-*[0-9]")
+    return sorted(parts, key=_number)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])

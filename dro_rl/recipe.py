@@ -16,6 +16,7 @@ from pydantic import (
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
+from dro_rl.errors import UserError
 from dro_rl.policy_sections import (
     GeneratorSection,
     PolicySection,
@@ -97,8 +98,17 @@ Watched = Literal["em", "f1", "gold_recall", "bound"]
 
 
 def best_of(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
-    """The iteration of the first best of a run's evaluations so far."""
+    """The iteration of the first best of a run's evaluations so far.
+
+    Raises:
+        UserError: the metric is not defined on the run's questions.
+    """
     values = [summary[metric] for summary in summaries]
+    if None in values:
+        raise UserError(
+            f"{metric} is not defined on these questions (none has gold documents): name another "
+            "in training.early_stop.metric or tracking.keep_best"
+        )
     return max(range(len(values)), key=values.__getitem__)
 
 

@@ -6,11 +6,11 @@ import os
 import re
 
 _NAMES = r"token|key|secret|passw(?:or)?d|credentials?"  # of variables
-_VARIABLE = re.compile(rf"(?:.*_)?(?:{_NAMES})", re.IGNORECASE)
+_VARIABLE = re.compile(rf".*(?:{_NAMES})", re.IGNORECASE)
 _NAMES_IN_URLS = rf"(?:[^=&#\s]*[_.-])?(?:api)?(?:{_NAMES}|pwd|signature|sig|auth)"
 _PARAMETER = re.compile(_NAMES_IN_URLS, re.IGNORECASE)
 _SHORTEST = 8  # characters: a shorter value may stand anywhere by chance
-_USER = re.compile(r"://[^/\s?#]*@")
+_USER = re.compile(r"://[^'\"\n]*@")  # a password may hold what no URL may
 _IN_QUERY = re.compile(rf"([?&#]{_NAMES_IN_URLS}=)[^&#\s'\"]+", re.IGNORECASE)
 _HIDDEN = "***"
 
@@ -40,6 +40,6 @@ def _secrets() -> list[tuple[str, str]]:
         for name, value in os.environ.items()
         if _VARIABLE.fullmatch(name)
         and len(value.strip()) >= _SHORTEST
-        and not value.strip().startswith(("/", "~", "."))
+        and not os.path.exists(os.path.expanduser(value.strip()))
     ]
     return sorted(found, key=lambda pair: -len(pair[1]))

@@ -172,18 +172,21 @@ def _post_once(url: str, body: bytes, headers: dict[str, str], timeout: float) -
 
 def _exchange(client: Any, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
     content = bytearray()
+    token = headers.get("Authorization", "").removeprefix("Bearer ")
     with client.stream("POST", url, content=body, headers=headers) as reply:
         coding = reply.headers.get("content-encoding", "identity")
         if coding.lower() != "identity":
-            raise _Refused(f"sends compressed data ({coding[:40]}), unasked: turn that off there")
+            coding = _beginning(coding.encode(), token)
+            raise _Refused(f"sends compressed data ({coding}), unasked: turn that off there")
         for chunk in reply.iter_raw():
             content += chunk
             if len(content) > _LARGEST_REPLY:
                 raise _Refused(f"sends more than {_LARGEST_REPLY // 2**20} MiB: ask for less")
     if reply.has_redirect_location:
+        place = _beginning(reply.headers["location"].encode(), token)
         raise _Refused(
-            f"answered {reply.status_code} and sends us to {reply.headers['location'][:200]!r}: "
-            "give the address that answers itself"
+            f"answered {reply.status_code} and sends us to {place!r}: give the address that "
+            "answers itself"
         )
     return reply.status_code, bytes(content)
 

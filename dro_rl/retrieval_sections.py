@@ -63,8 +63,10 @@ class Pylate(Section):
     kind: Literal["pylate"]
     model: str = Field(description="a folder or a hub name of a checkpoint")
     max_length: PositiveInt = Field(default=256, description="tokens of a passage that are read")
-    batch_size: PositiveInt = Field(default=32, description="texts the model reads at once")
-    environment: str = Field(
+    batch_size: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=32, description="texts the model reads at once"
+    )
+    environment: Annotated[str, MAY_CHANGE] = Field(
         default=".venv-pylate/bin/python",
         description="the Python of that environment; `make pylate-env` makes it",
     )

@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from dro_rl import checkpoint
+from dro_rl import checkpoint, progress
 from dro_rl.comparison.fairness import PLACE, covered, differing, flatten
 from dro_rl.comparison.spec import Comparison
 from dro_rl.errors import UserError
@@ -44,7 +44,7 @@ class Run:
         return f"{self.arm} seed {self.seed}"
 
     def state(self) -> State:
-        """How far it is: `begun` has no checkpoint to go on from.
+        """How far it is: `begun` has nothing to go on from.
 
         Raises:
             UserError: the folder holds another experiment, or something that is not a run.
@@ -54,7 +54,7 @@ class Run:
             return "begun" if self.folder.exists() else "new"
         self._check_same()
         directory = RunDirectory(self.folder)
-        if checkpoint.latest(directory) == 0:
+        if checkpoint.latest(directory) == 0 and not progress.saves(directory, 1):
             return "begun"
         finished = checkpoint.is_finished(directory, self.recipe)
         return "finished" if finished else "resumable"

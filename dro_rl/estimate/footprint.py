@@ -64,16 +64,14 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
     restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
     if policy == "selector" and restrained and not section.lora:
         weights += shape.parameters * width  # the frozen reference
-    ranks = section.ranks  # each holds its part, and of one layer at a time the whole
-    layer = weights / max(1, shape.layers) if ranks > 1 else 0
     return Footprint(
         f"{policy} learner",
         policy,
         _gib(
             process=_LIBRARIES[device] * GIB,
-            weights=weights / ranks + layer,
-            gradients=trained * _FLOAT32 / ranks,
-            optimiser=2 * trained * _FLOAT32 / ranks,
+            weights=weights,
+            gradients=trained * _FLOAT32,
+            optimiser=2 * trained * _FLOAT32,
             activations=load.tokens * _activations(section, shape) * _HEAP[device],
             logits=_logits(section, shape, load),
         ),

@@ -24,7 +24,8 @@ def add_served(model: Any, section: PolicySection, name: str) -> Any:
     assert section.lora is not None
     unscaled = section.lora.model_copy(update={"alpha": float(section.lora.rank), "dropout": 0.0})
     served = section.model_copy(update={"lora": unscaled, "gradient_checkpointing": False})
-    return add_lora(model, served, name).eval().requires_grad_(False)
+    adapted = add_lora(model, served, name)
+    return adapted.eval().requires_grad_(False)
 
 
 def load_factors(model: Any, factors: Mapping[str, Tensor]) -> None:

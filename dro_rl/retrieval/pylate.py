@@ -89,7 +89,7 @@ class PylateRetriever(Retriever):
         np.save(folder / _ENDS, np.cumsum(lengths, dtype=np.int64))
 
     def _open(self) -> None:
-        self.ends = np.load(self.folder / _ENDS)
+        self.ends = np.load(self.folder / _ENDS, allow_pickle=False)
         if len(self.ends) != len(self.corpus):
             raise ValueError(f"it has vectors of {len(self.ends)} passages")
         flat = np.memmap(self.folder / _VECTORS, np.float16, mode="r")

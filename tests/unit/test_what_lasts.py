@@ -57,6 +57,15 @@ def test_a_list_of_sections_is_looked_into():
     assert changed([*DATA, one], [*DATA, other]) == ["retrieval.of.1.model"]
 
 
+def test_where_pylate_runs_is_no_other_experiment():
+    one, two, other = (
+        f"retrieval={{kind: pylate, model: {model}, batch_size: {size}, environment: {place}}}"
+        for model, size, place in (("a", 1, "x"), ("a", 2, "y"), ("b", 1, "x"))
+    )
+    assert changed([*DATA, one], [*DATA, two]) == []
+    assert changed([*DATA, one], [*DATA, other]) == ["retrieval.model"]
+
+
 def test_the_best_is_kept_of_few_alone():
     with pytest.raises(UserError, match="keep_best without keep_last: all are kept: leave it out"):
         load_recipe("recipes/demo.yaml", ["tracking.keep_best=em"])
