@@ -17,6 +17,7 @@ from dro_rl.redaction import is_secret_parameter, without_secrets
 
 _LARGEST_REPLY = 256 * 2**20  # bytes: what a server sends must not fill the memory
 _WORTH_ANOTHER_TRY = (408, 429, 500, 502, 503, 504)
+_PASSWORD = "must not hold a user or password: put the token in DRO_RL_TOKEN"
 
 
 def url_problem(url: str) -> str | None:
@@ -26,11 +27,11 @@ def url_problem(url: str) -> str | None:
         parsed = urlsplit(url)
         host, _ = parsed.hostname, parsed.port  # which raise where they are no host and no port
     except ValueError:
-        return "is not a URL"
+        return _PASSWORD if "@" in url else "is not a URL"
     if parsed.scheme not in ("http", "https") or not host:
         return "must begin with http:// or https:// and name a host"
     if "@" in parsed.netloc:
-        return "must not hold a user or password: put the token in DRO_RL_TOKEN"
+        return _PASSWORD
     parameters = parse_qsl(f"{parsed.query}&{parsed.fragment}", keep_blank_values=True)
     if any(is_secret_parameter(name) for name, _ in parameters):
         return "must not hold a key or token: put it in DRO_RL_TOKEN"

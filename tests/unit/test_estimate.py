@@ -161,7 +161,7 @@ def test_each_of_several_ranks_holds_its_part():
     two = recipe_of(selector={"dtype": "float32", "ranks": 2})
     parts = held(two)
     assert parts["optimiser"] == pytest.approx(alone["optimiser"] / 2)
-    assert alone["weights"] / 2 < parts["weights"] < 0.6 * alone["weights"]
+    assert alone["weights"] / 2 < parts["weights"] < 0.75 * alone["weights"]
     shapes: Any = {"selector": BILLION, "generator": BILLION}
     roles = [f.role for f in footprint.processes(two, shapes, "cpu")]
     assert roles.count("selector learner") == 2

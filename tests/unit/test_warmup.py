@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.policy.targets import Target
 from dro_rl.recipe import POLICIES
