@@ -235,7 +235,7 @@ def test_check_survives_a_broken_weights_file(place, command, content):
     (place.folder / "model" / "model.safetensors").write_bytes(content)
     code, out, err = command("check", place.recipe)
     assert code == 0, err
-    assert "is not known from here" in out
+    assert "nothing here says how large" in out
 
 
 # --- data ---------------------------------------------------------------------------------------
