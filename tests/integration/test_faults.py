@@ -245,12 +245,13 @@ def test_a_worker_whose_weights_are_wrong_does_not_come_back(team, tmp_path):
     team.ready()
 
 
-def test_a_call_that_kills_every_worker_ends_with_the_reason(team):
+def test_a_call_that_kills_every_worker_ends_with_the_reason(cluster):
+    team = cluster.start("worker", Worker, 2)  # of its own: nothing comes after its end
+    team.ready()
     with pytest.raises(UserError) as ended:
         team.map("square", [(1, Path("/dev/null"))], lambda i: None)
     for words in ("worker", "square", "3 times", "cluster.max_failures (2)", "died"):
         assert words in str(ended.value)
-    team.ready()
 
 
 def test_an_error_of_the_users_own_is_not_tried_again(team, tmp_path):

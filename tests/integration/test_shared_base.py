@@ -290,5 +290,5 @@ def test_a_run_goes_on_exactly_where_it_stopped_and_its_policies_are_used(tmp_pa
     )
     capsys.readouterr()
     question = "Name the Kovac hometown."
-    answer_question(straight.path, recipe("straight", 2), question, documents, None, Console())
+    answer_question(straight.path, question, documents, None, Console())
     assert "of 2 documents" in capsys.readouterr().out
