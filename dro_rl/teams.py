@@ -21,7 +21,7 @@ from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.worker import RolloutWorker
-from dro_rl.shared_base import start_shared
+from dro_rl.shared_base import apart, start_shared
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
@@ -221,10 +221,14 @@ class Teams:
         return gaps
 
     def restart_learners(self) -> None:
-        """Make them afresh, as they were when the run was started."""
-        for team in self.learners.values():
+        """Make them afresh, as they were when the run was started. Others forget the weights that
+        they were to load, which may have been lost with the learners."""
+        for team in (*self.engines.values(), self.reward):
+            team.forget()
+        learners = apart(self.learners.values())
+        for team in learners:
             team.restart()
-        for team in self.learners.values():
+        for team in learners:
             team.ready()
 
     def _users(self, policy: PolicyName) -> dict[str, Team]:
