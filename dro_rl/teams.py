@@ -328,9 +328,10 @@ def start_teams(
     if recipe.shares_base and learner_steps is not None:
         engines, reward, learners, named = start_shared(recipe, cluster, learner_steps)
         return _ready(Teams(recipe, engines, reward, learners), named, console)
-    steps, train = learner_steps or 0, recipe.algorithm.train if learner_steps is not None else ()
+    steps = learner_steps or 0
+    train: Sequence[PolicyName] = recipe.algorithm.train if learner_steps is not None else ()
     # Ranks first: Ray fills a GPU before it takes the next, and would leave them no room.
-    ranked = [p for p in train if recipe.policy(p).ranks > 1]
+    ranked: list[PolicyName] = [p for p in train if recipe.policy(p).ranks > 1]
     started = {p: _start_learner(recipe, cluster, p, steps) for p in ranked}
     copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
@@ -344,7 +345,9 @@ def start_teams(
         recipe,
         models["generator"],
     )
-    learners = {p: started.get(p) or _start_learner(recipe, cluster, p, steps) for p in train}
+    learners: dict[PolicyName, Team] = {
+        p: started.get(p) or _start_learner(recipe, cluster, p, steps) for p in train
+    }
     named: list[tuple[str, Team]] = [
         *((f"{n} learner", t) for n, t in learners.items()),
         ("reward service", reward),
