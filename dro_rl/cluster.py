@@ -55,6 +55,10 @@ class Team(Protocol):
         same part). `check` is given the result."""
         ...
 
+    def forget(self) -> None:
+        """Nothing of what was said with `on_return` holds any more, of any part."""
+        ...
+
     def restart(self) -> None:
         """Begin to make all workers afresh, as they were before their first call; see `ready`."""
         ...
@@ -166,6 +170,9 @@ class LocalTeam:
         self, method: str, args: tuple, check: Check | None = None, *, anew: bool = False
     ) -> None:
         """Nobody leaves: a worker that dies takes this process with it."""
+
+    def forget(self) -> None:
+        pass
 
     def restart(self) -> None:
         raise NotImplementedError("workers in this process are not lost")

@@ -52,8 +52,9 @@ class Host:
     def call(self, method: str, args: tuple) -> Any:
         import ray
 
+        # Not yet moving: a thread that waits for a slow network uses no processor.
+        here = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in args]
         with self._moving():
-            here = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in args]
             return getattr(self.worker, method)(*here)
 
     def leave(self, method: str) -> tuple[None, Any]:

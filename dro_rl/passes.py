@@ -57,18 +57,28 @@ class Passes:
         Returns:
             what `work` gave in each pass of each rank, the same on all ranks.
         Raises:
-            UserError: one question alone does not fit into memory; for several ranks, a pass.
+            UserError: one question alone does not fit into memory; for several ranks, a pass or
+                the check.
         """
         numbers = [i for i, q in enumerate(questions) if q.completions]
         numbers.sort(key=lambda i: max(map(len, questions[i].completions)))  # less padding
         if self.ranks.size > 1:
-            self.likelihood.check([c for i in numbers for c in questions[i].completions])
+            self._check([c for i in numbers for c in questions[i].completions])
         done = None
         while done is None:
             done = self._attempt(questions, numbers, work, idle)
             if done is None:
                 forget()
         return [result for rank in self.ranks.gather(done) for result in rank]
+
+    def _check(self, completions: Sequence[Completion]) -> None:
+        if not _fits(lambda: self.likelihood.check(completions)):
+            raise UserError(
+                f"out of memory on rank {self.ranks.rank} in the check of the shared-prefix "
+                "forward, which takes four completions whatever training.tokens_per_microbatch "
+                "is: raise the number of ranks, lower the policy's max_length, or set its "
+                "likelihood: dense"
+            )
 
     def _attempt(
         self,

@@ -49,6 +49,7 @@ class Room:
             UserError: there is no room.
         """
         import ray
+        from ray.exceptions import GetTimeoutError
 
         from dro_rl.ranks import Place
 
@@ -57,7 +58,12 @@ class Room:
                 self.free()
                 raise UserError(self._no_room())
             options = self.options(0) | {"num_gpus": 0}
-            self._address = ray.get(ray.remote(free_address).options(**options).remote())
+            asked = ray.remote(free_address).options(**options).remote()
+            try:
+                self._address = ray.get(asked, timeout=self.timeout)
+            except GetTimeoutError as error:
+                self.free()
+                raise UserError(self._no_room()) from error
         return Place(rank, self.ranks, self._address)
 
     def free(self) -> None:

@@ -44,6 +44,9 @@ class RankTeam:
     ) -> None:
         self.ranks.on_return(method, args, check, anew=anew)
 
+    def forget(self) -> None:
+        self.ranks.forget()
+
     def restart(self) -> None:
         self.ranks.restart()
 

@@ -35,16 +35,19 @@ def result_of(ref: Any, timeout: float) -> Any:
         ray_errors.NodeDiedError,
         ray_errors.ObjectLostError,
         ray_errors.GetTimeoutError,
+        ray_errors.OutOfMemoryError,  # Ray's memory monitor killed it
     )
     try:
         return ray.get(ref, timeout=timeout)
     except ray_errors.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from error
-        if isinstance(error.cause, lost):
+        if isinstance(error.cause, ray_errors.ObjectLostError):
             raise WorkerLost(f"an argument is lost ({in_short(str(error.cause))})") from error
         raise
     except lost as error:
+        if isinstance(error, ray_errors.OutOfMemoryError):  # and a list of all processes there
+            raise Lost(str(error).partition("\n")[0]) from error
         raise Lost(in_short(str(error))) from error
 
 

@@ -225,7 +225,7 @@ class ClusterSection(Section):
     reward_workers: PositiveInt = 1
     start_timeout: PositiveFloat = Field(default=600, description="for engines to be ready [s]")
     call_timeout: PositiveFloat = Field(
-        default=3600, description="for any one call [s]; a worker that takes longer is replaced"
+        default=3600, description="for any one call [s]; one that takes longer ends the run"
     )
     heartbeat_timeout: PositiveFloat = Field(
         default=300,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -48,6 +48,9 @@ class Part:
     ) -> None:
         self.team.on_return(self._of(method), args, check, anew=anew)
 
+    def forget(self) -> None:
+        self.team.forget()
+
     def restart(self) -> None:
         self.team.restart()
 
@@ -62,6 +65,11 @@ class Part:
 
     def _of(self, method: str) -> str:
         return f"{self.name}.{method}"
+
+
+def apart(teams: Iterable[Team]) -> list[Team]:
+    """One for all that are parts of the same processes."""
+    return list({id(t.team if isinstance(t, Part) else t): t for t in teams}.values())
 
 
 class Scorer(Part):

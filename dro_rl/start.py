@@ -19,8 +19,8 @@ from dro_rl.tracking.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from: its questions, its reward, the iterations it has done, and the
-    policies of the last."""
+    """What a run starts from: its questions, its reward, the iterations it has done, and what its
+    processes are made with."""
 
     questions: Split
     reward: Reward
@@ -51,13 +51,13 @@ def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> St
             "takes its logarithm"
         )
     done = checkpoint.latest_good(resume, console.say) if resume else 0
+    if resume and done >= recipe.training.iterations:
+        raise UserError(
+            f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
+        )
+    # Of a resumed run too: engines are given the learners' weights before any work, and one that
+    # is made again may outlive the checkpoint that the run went on from (tracking.keep_last).
     models: dict[PolicyName, str] = {p: recipe.policy(p).model for p in POLICIES}
-    if resume:
-        if done >= recipe.training.iterations:
-            raise UserError(
-                f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
-            )
-        models = {p: checkpoint.policy_folder(resume, done, p, m) for p, m in models.items()}
     check_prompts(recipe, models, questions)
     return Start(questions, reward, done, models)
 

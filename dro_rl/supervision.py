@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from dro_rl.heartbeat import Heart, beat, keep_stack
 from dro_rl.ray_results import Lost, WorkerLost, result_of
 from dro_rl.recipe import ClusterSection
 from dro_rl.team_work import Call, Check, Done, Member, Say, Work
+
+_MAKING = 2
+"""Calls that make a worker, `make` and `ready`; those after them bring it up to date."""
 
 
 class RayTeam:
@@ -114,8 +117,12 @@ class RayTeam:
             self._on_return = {m: said for m, said in known.items() if _part(m) != part}
         self._on_return[method] = (ray.put(args), check)
         for member in self.members:
-            if member.starting:  # behind what it was told before
-                member.starting += self._catch_up(member)
+            self._tell_again(member)
+
+    def forget(self) -> None:
+        self._on_return = {}
+        for member in self.members:
+            self._tell_again(member)
 
     def restart(self) -> None:
         self.stop()
@@ -176,7 +183,7 @@ class RayTeam:
 
         while True:
             if time.monotonic() >= self._look_at:
-                self._look_after([member for _, member, _ in work.running.values()])
+                self._look_after({m: call.method for call, m, _ in work.running.values()})
                 self._look_at = time.monotonic() + beat(self.section)
             coming = {m.starting[-1][0]: m for m in self.members if m.starting}
             wait = max(0.0, self._look_at - time.monotonic())
@@ -235,14 +242,20 @@ class RayTeam:
         """Make its actor and queue what it has to go through; does not wait."""
         member.actor = self._new_actor(member.number)
         member.heart = Heart(member.actor, self.section)
+        worker = self._worker(member.number)  # waits until there is room, for a rank
         member.began, member.killed_for = time.monotonic(), ""
 
         def tell(about: Any) -> None:
             member.about = about
 
-        made = member.actor.make.remote(*self._worker(member.number))
+        made = member.actor.make.remote(*worker)
         member.starting = [(made, None), (member.actor.ready.remote(), tell)]
         member.starting += self._catch_up(member)
+
+    def _tell_again(self, member: Member) -> None:
+        """What it was told before no longer counts: it may fail for weights that are gone."""
+        if member.starting:
+            member.starting = member.starting[:_MAKING] + self._catch_up(member)
 
     def _catch_up(self, member: Member) -> list[tuple[Any, Check | None]]:
         return [
@@ -267,23 +280,45 @@ class RayTeam:
     def _serving(self) -> list[Member]:
         return [m for m in self.members if not m.starting]
 
-    def _look_after(self, busy: Sequence[Member]) -> None:
-        """Kill those that hang, so that their calls end; starts have only to end in time."""
+    def _stack_of(self, member: Member) -> str:
+        """Where it is."""
+        return keep_stack(self._stacks, member.name, member.heart.stack())
+
+    def _look_after(self, busy: Mapping[Member, str]) -> None:
+        """Kill those that hang, so that their calls end; starts have only to end in time.
+
+        Raises:
+            UserError: a call takes too long. One that works on would take as long again.
+        """
         import ray
 
-        for member in dict.fromkeys(busy):
-            if not member.killed_for and (why := member.heart.fails()):
-                kept = keep_stack(self._stacks, member.name, member.heart.stack())
-                member.killed_for = f"{why}; {kept}"
+        for member, method in busy.items():
+            if member.killed_for:
+                continue
+            if why := member.heart.fails():
+                member.killed_for = f"{why}; {self._stack_of(member)}"
                 ray.kill(member.actor)
+            elif member.heart.running > self.section.call_timeout:
+                raise UserError(
+                    f"{member.name}: {method} has run for {member.heart.running:.0f} s, more than "
+                    f"cluster.call_timeout ({self.section.call_timeout:g}) allows: raise it, if "
+                    f"the call is to take so long; {self._stack_of(member)}"
+                )
         limit, now = self.section.start_timeout, time.monotonic()
-        late = [m for m in self.members if m.starting and now - m.began > limit]
+        late = [m for m in self.members if m.starting and now - m.began > limit and not _made(m)]
         if late and (self._opening or not self._serving()):
             raise UserError(
                 f"{late[0].name}: start did not answer within {limit:.0f} s: see the workers' logs "
                 "(`ray logs`) and that the cluster has room for it (`ray status`), or raise "
                 "cluster.start_timeout"
             )
+
+
+def _made(member: Member) -> bool:
+    """Whether it has gone through its start, though nobody has waited for it yet."""
+    import ray
+
+    return bool(ray.wait([member.starting[-1][0]], timeout=0)[0])
 
 
 def _part(method: str) -> str:

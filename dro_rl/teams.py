@@ -21,7 +21,7 @@ from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.worker import RolloutWorker
-from dro_rl.shared_base import start_shared
+from dro_rl.shared_base import apart, start_shared
 from dro_rl.tracking.console import Advance, Console
 
 _NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
@@ -221,10 +221,14 @@ class Teams:
         return gaps
 
     def restart_learners(self) -> None:
-        """Make them afresh, as they were when the run was started."""
-        for team in self.learners.values():
+        """Make them afresh, as they were when the run was started. Others forget the weights that
+        they were to load, which may have been lost with the learners."""
+        for team in (*self.engines.values(), self.reward):
+            team.forget()
+        learners = apart(self.learners.values())
+        for team in learners:
             team.restart()
-        for team in self.learners.values():
+        for team in learners:
             team.ready()
 
     def _users(self, policy: PolicyName) -> dict[str, Team]:
@@ -324,6 +328,11 @@ def start_teams(
     if recipe.shares_base and learner_steps is not None:
         engines, reward, learners, named = start_shared(recipe, cluster, learner_steps)
         return _ready(Teams(recipe, engines, reward, learners), named, console)
+    steps = learner_steps or 0
+    train: Sequence[PolicyName] = recipe.algorithm.train if learner_steps is not None else ()
+    # Ranks first: Ray fills a GPU before it takes the next, and would leave them no room.
+    ranked: list[PolicyName] = [p for p in train if recipe.policy(p).ranks > 1]
+    started = {p: _start_learner(recipe, cluster, p, steps) for p in ranked}
     copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
         p: cluster.start(_NAMES[p], RolloutWorker, n, recipe, p, models[p])
@@ -336,10 +345,9 @@ def start_teams(
         recipe,
         models["generator"],
     )
-    learners: dict[PolicyName, Team] = {}
-    if learner_steps is not None:
-        for name in recipe.algorithm.train:
-            learners[name] = _start_learner(recipe, cluster, name, learner_steps)
+    learners: dict[PolicyName, Team] = {
+        p: started.get(p) or _start_learner(recipe, cluster, p, steps) for p in train
+    }
     named: list[tuple[str, Team]] = [
         *((f"{n} learner", t) for n, t in learners.items()),
         ("reward service", reward),

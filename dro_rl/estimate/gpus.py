@@ -95,17 +95,17 @@ def _hints(
     hints = []
     for f in group:
         least = smallest_cache(recipe.policy(f.policy), shapes[f.policy])
-        if f.role.endswith("engine") and f.parts["cache"] < least:
+        if "engine" in f.role and f.parts["cache"] < least:
             hints.append(
-                f"the {f.role}'s share leaves {f.parts['cache']:.1f} GiB for keys and values, and "
-                f"one sequence of max_length needs {least:.1f}: raise "
+                f"the share of the {f.role} leaves {f.parts['cache']:.1f} GiB for keys and values, "
+                f"and one sequence of max_length needs {least:.1f}: raise "
                 "rollout.gpu_memory_utilization"
             )
     if fits:
         return hints
     big = max(group, key=lambda f: f.total)
     section = recipe.policy(big.policy)
-    if big.role.endswith("engine"):
+    if "engine" in big.role:
         return [*hints, "lower rollout.gpu_memory_utilization"]
     settings = []
     if big.parts["activations"] > big.total / 4:
@@ -115,7 +115,7 @@ def _hints(
             if alone
             else "lower training.tokens_per_microbatch"
         )
-        if big.role.endswith("learner") and not section.gradient_checkpointing:
+        if "learner" in big.role and not section.gradient_checkpointing:
             settings.append(f"set {big.policy}.gradient_checkpointing")
     if big.parts["optimiser"] > big.total / 4:
         settings.append(f"train {big.policy}.lora, or raise {big.policy}.ranks")

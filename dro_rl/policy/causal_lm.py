@@ -275,7 +275,7 @@ class Received:
         """The policy's weights, named as in a Hugging Face checkpoint.
 
         The weights below the adapters are read when factors first come, not taken from the model
-        that the caller runs: a resumed run starts that one from an iteration's merged weights.
+        that the caller runs, which has the sum after the first.
 
         Raises:
             RuntimeError: factors of a weight that the policy's model does not have.

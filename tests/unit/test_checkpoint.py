@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dro_rl import checkpoint, durable, progress
+from dro_rl import checkpoint, durable, progress, start
 from dro_rl.cluster import LocalTeam
+from dro_rl.data import Split
 from dro_rl.durable import CannotWrite
 from dro_rl.errors import UserError
 from dro_rl.progress import Progress
-from dro_rl.recipe import PolicyName
+from dro_rl.recipe import POLICIES, PolicyName
 from dro_rl.records import (
     Rollout,
     ScoredRollout,
@@ -27,6 +28,7 @@ from dro_rl.records import (
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout_files import read_rollouts, read_weighted, write_rollouts, write_weighted
 from dro_rl.timeline import Timeline
+from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from tests.commands import files
 from tests.tiny import make_example, make_recipe
@@ -113,6 +115,19 @@ def test_the_last_good_checkpoint_is_resumed_and_said_so(run, learners):
         (checkpoint.folder_of(run, iteration) / durable.MANIFEST).unlink()
     with pytest.raises(UserError, match="no checkpoint to resume from: .*iteration-0001: manifest"):
         checkpoint.latest_good(run, told.append)
+
+
+def test_a_resumed_runs_engines_are_not_made_with_what_may_be_pruned_later(
+    run, learners, tmp_path, monkeypatch
+):
+    """One that is lost then is made with it again."""
+    save(run, 1, learners)
+    monkeypatch.setattr(start, "load_questions", lambda recipe, console: Split([], []))
+    monkeypatch.setattr(start, "check_prompts", lambda *what: None)
+    recipe = make_recipe(tmp_path)
+    prepared = start.prepare(recipe, Console(), run)
+    assert prepared.done == 1
+    assert prepared.models == {p: recipe.policy(p).model for p in POLICIES}
 
 
 # --- what a disk refuses --------------------------------------------------------------------------

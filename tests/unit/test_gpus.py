@@ -39,6 +39,17 @@ def test_a_gpu_fits_or_what_to_change_is_said():
     assert "DOES NOT FIT" in full and "train generator.lora, or raise generator.ranks" in full
 
 
+def test_processes_of_both_policies_are_told_what_to_change():
+    recipe = load_recipe("dro_hotpot_1gpu.yaml", ["rollout.gpu_memory_utilization=0.2"])
+    text = told(recipe, 1, 8)
+    assert "the share of the engine of both policies leaves" in text
+    assert "the largest is the learner of both policies: lower " in text
+    wide = load_recipe("dro_hotpot_1gpu.yaml", ["rollout.gpu_memory_utilization=0.9"])
+    assert "lower rollout.gpu_memory_utilization" in told(wide, 1, 24)
+    plain = load_recipe("dro_hotpot_1gpu.yaml", ["selector.gradient_checkpointing=false"])
+    assert "gradient_checkpointing" in told(plain, 1, 8)
+
+
 def test_processes_share_gpus_as_ray_places_them():
     recipe = recipe_of(rollout={"workers": 3})
     processes = list(footprint.processes(recipe, dict.fromkeys(POLICIES, BILLION), "gpu", 80))
@@ -68,7 +79,7 @@ def test_an_engine_without_room_for_one_sequence_is_told_of():
         selector={"model": "someone/Model-8B"}, rollout={"gpu_memory_utilization": 0.2}
     )
     text = told(recipe, 8, 80)
-    assert "selector engine's share leaves" in text and "gpu_memory_utilization" in text
+    assert "share of the selector engine leaves" in text and "gpu_memory_utilization" in text
 
 
 def test_gpus_are_given_with_their_memory(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+import ray
 
 from dro_rl.host import Host, Pulse
 
@@ -60,6 +61,20 @@ def test_a_call_that_uses_the_processor_or_moves_on_in_its_code_moves(host, meth
 def test_a_call_that_waits_does_not(host):
     pulse = pulse_after(host, "wait", 0.5)
     assert 0.3 < pulse.still <= pulse.running
+
+
+def test_waiting_for_an_argument_is_not_taken_for_a_hang(host, monkeypatch):
+    arrives = threading.Event()
+    monkeypatch.setattr(ray, "get", lambda ref: arrives.wait(10))
+    host.worker.take = lambda argument: argument
+    args = ("take", (ray.ObjectRef.from_random(),))
+    thread = threading.Thread(target=host.call, args=args, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    pulse = host.pulse()
+    arrives.set()
+    thread.join()
+    assert pulse == Pulse(0.0, 0.0)
 
 
 def test_between_calls_nothing_runs(host):

@@ -1,11 +1,17 @@
 """How work is dealt to ranks, and that they are one worker for those who ask."""
 
 import random
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from dro_rl.cluster import LocalTeam
+from dro_rl.errors import UserError
+from dro_rl.passes import Passes, Question
+from dro_rl.policy.likelihood import Completion
 from dro_rl.rank_team import RankTeam
 from dro_rl.ranks import shares
 from dro_rl.supervision import WorkerLost
@@ -23,6 +29,14 @@ def test_shares_are_a_partition_and_none_has_more_than_the_mean_and_one_item(n):
         assert sorted(i for part in found for i in part) == list(range(count))
         most = max(sum(costs[i] for i in part) for part in found)
         assert most <= sum(costs) / n + max(costs, default=0)
+
+
+def test_a_check_without_memory_says_what_to_do_about_it():
+    likelihood = SimpleNamespace(check=Mock(side_effect=torch.OutOfMemoryError("CUDA")))
+    passes = Passes(likelihood, SimpleNamespace(size=2, rank=1), 100)
+    question = Question("q", [Completion((1,), (2,))])
+    with pytest.raises(UserError, match=r"out of memory on rank 1.*raise the number of ranks"):
+        passes.over([question], lambda numbers: None, lambda number: None)
 
 
 class Rank:

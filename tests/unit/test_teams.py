@@ -7,7 +7,7 @@ import pytest
 from dro_rl.cluster import open_cluster
 from dro_rl.policy import causal_lm
 from dro_rl.policy.weights import pack
-from dro_rl.recipe import POLICIES
+from dro_rl.recipe import POLICIES, ClusterSection
 from dro_rl.rollout.engine import Usage
 from dro_rl.teams import Teams, start_teams
 from dro_rl.tracking.console import Console
@@ -114,20 +114,35 @@ def test_selections_are_stale_beyond_what_the_recipe_allows(folder):
     assert stale == [0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1]
 
 
+class Noting:
+    """A cluster that notes which roles are started; ranks are as a single learner."""
+
+    def __init__(self, cluster):
+        self.cluster, self.roles = cluster, []
+
+    def start(self, role, *args, **how):
+        self.roles.append(role)
+        return self.cluster.start(role, *args, **how)
+
+    def start_ranks(self, role, cls, ranks, *args):
+        return self.start(role, cls, 1, *args, stateful=True)
+
+
+def roles_of(recipe, learner_steps=None) -> tuple[list[str], Teams]:
+    with open_cluster(ClusterSection(mode="local"), 4) as cluster:
+        noting = Noting(cluster)
+        models = {p: recipe.policy(p).model for p in POLICIES}
+        return noting.roles, start_teams(recipe, noting, models, Console(), learner_steps)
+
+
+def test_ranks_have_their_room_before_others_take_it(folder):
+    recipe = make_recipe(folder, generator={"ranks": 2}, cluster={"mode": "ray"})
+    roles, teams = roles_of(recipe, learner_steps=4)
+    assert roles[0] == "generator learner" and roles[-1] == "selector learner" and len(roles) == 5
+    assert list(teams.learners) == ["selector", "generator"]
+
+
 def test_a_call_that_hangs_will_name_the_reward(folder):
     """By its role, which a time-out's message has: tests/integration/test_ray_cluster.py."""
-
-    class Recording:
-        def __init__(self, cluster):
-            self.cluster, self.roles = cluster, []
-
-        def start(self, role, *args, **how):
-            self.roles.append(role)
-            return self.cluster.start(role, *args, **how)
-
-    recipe = make_recipe(folder, reward={"use": "rewards/f1.py", "beta": 2})
-    with open_cluster(recipe.cluster, 4) as cluster:
-        recording = Recording(cluster)
-        models = {p: recipe.policy(p).model for p in POLICIES}
-        start_teams(recipe, recording, models, Console(), None)
-    assert "reward service (rewards/f1.py (beta: 2))" in recording.roles
+    roles, _ = roles_of(make_recipe(folder, reward={"use": "rewards/f1.py", "beta": 2}))
+    assert "reward service (rewards/f1.py (beta: 2))" in roles
