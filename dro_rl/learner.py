@@ -56,7 +56,8 @@ class Learner:
     ) -> None:
         torch.set_num_threads(recipe.cluster.threads)
         torch.manual_seed(recipe.training.seed)  # ranks make the same adapters
-        self.recipe, self.policy = recipe, policy
+        self.recipe = recipe
+        self.policy: PolicyName = policy
         self.section = recipe.policy(policy)
         self.writer = causal_lm.prompt_writer(self.section, model)
         self.ranks = Ranks(place, recipe.cluster.call_timeout)

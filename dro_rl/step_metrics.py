@@ -89,7 +89,7 @@ def tell_bad_steps(
 
 def iteration_metrics(
     summary: Mapping[str, Any],
-    gaps: Mapping[str, float],
+    gaps: Mapping[PolicyName, float],
     running_mean: float | None,
     prefix_cache_hits: float,
 ) -> dict[str, Any]:

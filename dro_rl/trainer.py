@@ -328,7 +328,9 @@ class Trainer:
         )
         return True
 
-    def _finish(self, iteration: int, summary: dict[str, Any], gaps: dict[str, float]) -> None:
+    def _finish(
+        self, iteration: int, summary: dict[str, Any], gaps: Mapping[PolicyName, float]
+    ) -> None:
         """Metrics of the iteration as a whole, then its checkpoint counts: a row that a crash
         leaves without one is dropped on resuming, one lost behind a checkpoint would stay lost.
         """

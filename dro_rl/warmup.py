@@ -28,6 +28,7 @@ from dro_rl.questions import load_questions
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example
 from dro_rl.step_metrics import tell_bad_steps
+from dro_rl.step_totals import StepMetrics
 from dro_rl.tracking.console import Console
 
 LANGUAGE_MODELLING_STEPS = 1000
@@ -252,7 +253,8 @@ def _fit(
     with console.stage(title, steps, "steps") as advance:
         for _ in range(steps):
             told = learner.step_on([[draw()] for _ in range(batch_size)])
-            tell_bad_steps(learner.recipe, {learner.policy: told}, console.say)
+            done: dict[PolicyName, StepMetrics] = {learner.policy: told}
+            tell_bad_steps(learner.recipe, done, console.say)
             losses.append(told.loss)
             advance(1)
     console.say(f"  loss {_mean(losses[:10]):.3f} to {_mean(losses[-10:]):.3f} nats a question")

@@ -6,7 +6,6 @@ import math
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from itertools import zip_longest
 
 from dro_rl.errors import UserError
 from dro_rl.estimate.footprint import Footprint, smallest_cache
@@ -54,8 +53,9 @@ def groups(processes: Sequence[Footprint], gpus: int) -> list[list[Footprint]]:
     if len(ranks) > gpus:
         raise UserError(f"{len(ranks)} ranks of learners need a GPU each: there are {gpus}")
     if len(ranks) == gpus:
-        pairs = zip_longest(_chunks(others, gpus), ranks, fillvalue=[])
-        return [[*some, rank] for some, rank in pairs]
+        chunks = _chunks(others, gpus)
+        chunks += [[] for _ in range(gpus - len(chunks))]
+        return [[*some, rank] for some, rank in zip(chunks, ranks, strict=True)]
     return [*_chunks(others, gpus - len(ranks)), *([f] for f in ranks)]
 
 

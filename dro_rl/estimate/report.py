@@ -45,8 +45,10 @@ def memory_in_words(recipe: Recipe, gpus: tuple[int, float] | None) -> list[str]
     Args:
         gpus: how many, and of how much memory each [GiB]; None: on a CPU.
     """
-    shapes = {p: shape for p in POLICIES if (shape := shape_of(recipe.policy(p)))}
-    unknown = [p for p in POLICIES if p not in shapes]
+    shapes: dict[PolicyName, Shape] = {
+        p: shape for p in POLICIES if (shape := shape_of(recipe.policy(p)))
+    }
+    unknown: list[PolicyName] = [p for p in POLICIES if p not in shapes]
     if unknown:
         names = ", ".join(recipe.policy(p).init or recipe.policy(p).model for p in unknown)
         return [f"Memory: unknown, for nothing here says how large {names} is."]
