@@ -65,7 +65,9 @@ class Learner:
             base = self.ranks.load_model(self.section, model, training=True)
         self.model: Any = base
         if self.section.lora:
-            self.model = causal_lm.add_lora(base, self.section, policy)
+            # Alone it has peft's own name, which TRL counts on.
+            name = policy if recipe.shares_base else "default"
+            self.model = causal_lm.add_lora(base, self.section, name)
         self.ranks.divide(self.model, self.section)
         self.objective = Objective(recipe, policy, self.model, self.writer, model, ranks=self.ranks)
         self.reward: Reward | None = None  # of `step_and_score`

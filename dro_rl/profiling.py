@@ -21,10 +21,10 @@ from torch.profiler import ProfilerActivity
 
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
+from dro_rl.progress import Progress
 from dro_rl.recipe import Recipe
 from dro_rl.start import prepare
 from dro_rl.teams import process_count, start_teams
-from dro_rl.timeline import Timeline
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.trainer import Trainer
@@ -81,7 +81,7 @@ def profile(recipe: Recipe, steps: int, output: Path | None, console: Console) -
             found = trainer.profile()
     for stage, profiled in found.items():
         seconds, rows = top_operators(profiled)
-        took = trainer.timeline.stages[stage].seconds
+        took = trainer.at.timeline.stages[stage].seconds
         where = "kernels on the GPU" if torch.cuda.is_available() else "operators on the CPU"
         console.operators(f"{stage}: {seconds:.2f} of {took:.2f} s in {where}", rows)
         profiled.export_chrome_trace(str(folder / f"{stage}.json.gz"))
@@ -108,7 +108,7 @@ class ProfiledTrainer(Trainer):
         """The profiler of each stage, in the order that they ran."""
         self.profiled: dict[str, Any] = {}
         for iteration in (1, 2):
-            self.timeline = Timeline()
+            self.at = Progress(iteration)
             self._iterate(iteration)
         return self.profiled
 
