@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import table, write_results  # noqa: E402
 from tests.commands import iterations, start  # noqa: E402
 from tests.local_runs import TINY  # noqa: E402
-from tests.outcomes import assert_equal  # noqa: E402
+from tests.outcomes import differences  # noqa: E402
 
 ITERATIONS = 4
 
@@ -105,11 +105,11 @@ def main() -> None:
                 if where.total() >= options.kills:
                     finish(start(*words(run, mode)))
                     break
-            try:
-                assert_equal(run, straight)
-                equal += 1
-            except AssertionError as error:
-                different.append(str(error))
+            apart = differences(run, straight)
+            equal += not apart
+            if apart:
+                different.append(f"{run.name}: {', '.join(apart)}")
+                print(different[-1], flush=True)
     figures = {
         "seed": options.seed,
         "mode": mode,

@@ -33,11 +33,16 @@ def outcome(run: Path) -> dict[str, Any]:
     return left
 
 
+def differences(run: Path, other: Path) -> list[str]:
+    """What differs between two runs, by name."""
+    ours, theirs = outcome(run), outcome(other)
+    apart = [f"{name}: in one alone" for name in ours.keys() ^ theirs.keys()]
+    return sorted(apart) + [n for n in ours if n in theirs and ours[n] != theirs[n]]
+
+
 def assert_equal(run: Path, other: Path) -> None:
     """Both runs left the same."""
-    ours, theirs = outcome(run), outcome(other)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert differences(run, other) == []
 
 
 def _without_time(row: dict[str, Any]) -> dict[str, Any]:

@@ -174,8 +174,9 @@ class RunDirectory:
         return [*stored.read_lines(path, stored.Iteration, torn=True)]  # a killed run's last row
 
     def drop_after(self, iteration: int, step: int = 0) -> None:
-        """Forget what an interrupted iteration left behind, so that no row is there twice; rows up
-        to `step` of the run stay, and so do its saves, which are `dro_rl.progress`'s."""
+        """Forget what an interrupted iteration left behind, so that no row is there twice, and what
+        was half-written; rows up to `step` of the run stay, and so do its saves, which are
+        `dro_rl.progress`'s."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -186,6 +187,10 @@ class RunDirectory:
                 if row["iteration"] <= iteration or row.get("step", math.inf) <= step
             ]
             write_text(metrics, "".join(kept))
+        for folder in (self.path, self.path / "evaluation", self.path / "rollouts"):
+            for path in folder.glob("*.partial"):  # of a process that was killed as it wrote
+                with durable.writing(path):
+                    durable.remove(path)
         for folder in ("evaluation", "rollouts", "checkpoints"):
             for path in (self.path / folder).glob("iteration-*"):
                 if int(path.name[10:14]) > iteration and "-part-" not in path.name:

@@ -166,6 +166,8 @@ def test_resuming_forgets_what_came_after_the_checkpoint(run):
         folder = run.path / "checkpoints" / f"iteration-{iteration:04d}" / "selector"
         folder.mkdir(parents=True)
     (run.path / "checkpoints" / "iteration-0003.partial").mkdir()
+    for place in ("report.html", "evaluation/questions.parquet"):
+        (run.path / f"{place}.abc.partial").touch()
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 1, "st')  # the process was killed here
     run.drop_after(2)
