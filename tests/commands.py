@@ -43,11 +43,11 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"PATH": path, "HF_HUB_OFFLINE": "1"} | variables
 
 
-def start(*words: str | Path, **variables: str) -> subprocess.Popen[str]:
-    """Begin `dro-rl` in the checkout, without a terminal."""
+def start(*words: str | Path, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+    """Begin `dro-rl` in the checkout or another folder, without a terminal."""
     return subprocess.Popen(
         [str(BIN / "dro-rl"), *map(str, words)],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment(**variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

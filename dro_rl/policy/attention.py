@@ -7,9 +7,12 @@ own attention cover the blocks of the row. Shape suffixes: H heads, N packed tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -71,7 +74,7 @@ class Packed:
     def __init__(self, trie: Trie, device: torch.device) -> None:
         self.trie, self.device, self.attended = trie, device, False
         self._flex: Any = None
-        self._islands: list[list[_Part]] | None = None
+        self._islands: list[_Island] | None = None
 
     def no_mask(self) -> Tensor:
         """What to give as `attention_mask`: transformers takes a mask of four dimensions for one
@@ -91,45 +94,78 @@ class Packed:
             self._flex = make(sees, None, None, n, n, device=self.device)
         return self._flex
 
-    def islands(self, dtype: torch.dtype) -> list[list[_Part]]:
-        """The blocks of every island, with masks in the queries' dtype."""
+    def islands(self, dtype: torch.dtype) -> list[_Island]:
+        """With masks in the queries' dtype."""
         if self._islands is None:
-            self._islands = [[] for _ in self.trie.islands()]
-            offset = 0
-            for block in self.trie.blocks:
-                parts = self._islands[block.island]
-                if not parts:
-                    offset = block.start
-                parts.append(_Part(self.trie, block, offset, dtype, self.device))
+            self._islands = [
+                _Island(self.trie, list(blocks), dtype, self.device)
+                for _, blocks in groupby(self.trie.blocks, key=lambda block: block.island)
+            ]
         return self._islands
 
 
-class _Part:
-    """A block within its island: its queries, its keys, its mask."""
+class _Island:
+    """A run of tokens of which none sees another's, and its blocks: their masks, and their keys.
+
+    Keys are picked from *segments*, the island cut wherever some block's keys begin or end. Each of
+    them gets its gradient at its own size, where one of a slice would be as large as the island,
+    and a step of many blocks quadratic.
+
+    Args:
+        blocks: its, in order.
+    """
 
     def __init__(
-        self, trie: Trie, block: Block, offset: int, dtype: torch.dtype, device: torch.device
+        self, trie: Trie, blocks: Sequence[Block], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.start, self.stop = block.start - offset, block.stop - offset
-        self.keys: slice | Tensor = slice(self.start, self.stop)
-        self.mask: Tensor | None = None
-        if block.causal:
-            return
-        own = torch.arange(block.start, block.stop)
-        keys = torch.cat([torch.from_numpy(block.ancestors), own])
-        sees = torch.from_numpy(trie.sees(own.numpy(), keys.numpy()))
-        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, float("-inf"))
-        self.mask = mask.to(device)[None, None]
-        first, last = int(keys[0]), int(keys[-1])
-        if last - first + 1 == len(keys):
-            self.keys = slice(first - offset, last + 1 - offset)
-        else:
-            self.keys = (keys - offset).to(device)
+        first = blocks[0].start
+        keys = [np.concatenate([b.ancestors, np.arange(b.start, b.stop)]) for b in blocks]
+        runs = [_runs(k - first) for k in keys]
+        cuts = sorted({cut for some in runs for run in some for cut in run})
+        number = {cut: i for i, cut in enumerate(cuts)}
+        self.queries = [b.stop - b.start for b in blocks]
+        self.segments = np.diff(cuts).tolist()
+        self.keys = [[i for a, b in some for i in range(number[a], number[b])] for some in runs]
+        self.masks = [
+            None if b.causal else _mask(trie, b, k, dtype, device)
+            for b, k in zip(blocks, keys, strict=True)
+        ]
 
-    def pick(self, island: Tensor) -> Tensor:
-        if isinstance(self.keys, slice):
-            return island[:, :, self.keys]
-        return island.index_select(2, self.keys)
+    def attend(self, q_HND: Tensor, k: Tensor, v: Tensor, scale: float | None) -> list[Tensor]:
+        """Every block's output."""
+        segments = k.split(self.segments, 2), v.split(self.segments, 2)
+        return [
+            scaled_dot_product_attention(
+                queries,
+                *(_joined([some[i] for i in picked]) for some in segments),
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
+            )
+            for queries, picked, mask in zip(
+                q_HND.split(self.queries, 2), self.keys, self.masks, strict=True
+            )
+        ]
+
+
+def _runs(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """Rising numbers as ranges [start, stop) of those that follow each other."""
+    ends = np.flatnonzero(np.diff(numbers) != 1)
+    starts = numbers[np.concatenate([[0], ends + 1])]
+    stops = numbers[np.concatenate([ends, [len(numbers) - 1]])] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _mask(
+    trie: Trie, block: Block, keys: np.ndarray, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    sees = torch.from_numpy(trie.sees(np.arange(block.start, block.stop), keys))
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, float("-inf"))
+    return mask.to(device)[None, None]
+
+
+def _joined(segments: list[Tensor]) -> Tensor:
+    return torch.cat(segments, 2) if len(segments) > 1 else segments[0]
 
 
 def _attention(
@@ -174,26 +210,15 @@ def _by_blocks(q_HND: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float
     groups = q_HND.shape[1] // k.shape[1]
     k, v = repeat_kv(k, groups), repeat_kv(v, groups)
     sizes = packed.trie.islands()
-    out = []
-    for q_i, k_i, v_i, parts in zip(
+    out: list[Tensor] = []
+    for island, q_i, k_i, v_i in zip(
+        packed.islands(q_HND.dtype),
         q_HND.split(sizes, 2),
         k.split(sizes, 2),
         v.split(sizes, 2),
-        packed.islands(q_HND.dtype),
         strict=True,
     ):
-        for part in parts:
-            causal = part.mask is None
-            out.append(
-                scaled_dot_product_attention(
-                    q_i[:, :, part.start : part.stop],
-                    part.pick(k_i),
-                    part.pick(v_i),
-                    attn_mask=part.mask,
-                    is_causal=causal,
-                    scale=scale,
-                )
-            )
+        out += island.attend(q_i, k_i, v_i, scale)
     return torch.cat(out, 2)
 
 

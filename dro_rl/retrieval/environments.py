@@ -76,7 +76,8 @@ class Elsewhere:
         import ray
 
         if self._worker is not None:
-            ray.kill(self._worker)
+            if ray.is_initialized():  # else it has ended with the Ray that another retriever began
+                ray.kill(self._worker)
             self._worker = None
         if self._started_ray:
             ray.shutdown()

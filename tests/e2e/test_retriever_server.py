@@ -18,7 +18,9 @@ from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
 from dro_rl.retrieval_sections import Bm25Retrieval, HttpRetrieval
+from scripts.minilm_colbert import make_checkpoint
 from tests.commands import dro_rl, start
+from tests.environments import needs_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -115,6 +117,29 @@ def test_a_served_retriever_finds_what_it_finds_here(tmp_path, monkeypatch):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"bm25 over 4 passages: POST {address}/search" in out
+    assert "Traceback" not in out + err
+
+
+@needs_environment("pylate")
+def test_a_retriever_of_another_environment_is_served(tmp_path):
+    """A process of the service starts another of its own; paths are of the working folder."""
+    make_checkpoint(tmp_path / "model")
+    late = {"kind": "pylate", "model": "model", "max_length": 32}
+    recipe = write_recipe(
+        tmp_path, kind="fusion", of=[{"kind": "bm25"}, late], corpus_path="corpus.jsonl"
+    )
+    port = free_port()
+    process = start("retriever", "serve", recipe, "--port", str(port), cwd=tmp_path)
+    try:
+        wait_until_ready(process, f"http://127.0.0.1:{port}")
+        body = {"questions": ["Who swims in a river?", "Do dogs bark?"], "k": 2}
+        reply = httpx.post(f"http://127.0.0.1:{port}/search", json=body, timeout=60)
+        best = [hits[0]["title"] for hits in reply.raise_for_status().json()["results"]]
+        assert best == ["Fish", "Dogs"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
     assert "Traceback" not in out + err
 
 

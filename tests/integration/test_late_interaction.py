@@ -9,27 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
-from dro_rl.retrieval.environments import find_python
-from dro_rl.retrieval_sections import ColbertRetrieval, PylateRetrieval
+from dro_rl.retrieval_sections import ColbertRetrieval, FusionRetrieval, PylateRetrieval
 from scripts.minilm_colbert import make_checkpoint
+from tests.environments import needs_environment
 from tests.real_data import REAL, needs_real_data
-
-
-def has_environment(kind: str) -> bool:
-    try:
-        find_python(kind, f".venv-{kind}/bin/python")
-    except UserError:
-        return False
-    return True
-
-
-def installed(kind: str):
-    reason = f"no .venv-{kind}: make {kind}-env"
-    return pytest.param(kind, marks=pytest.mark.skipif(not has_environment(kind), reason=reason))
-
 
 SECTIONS = {"colbert": ColbertRetrieval, "pylate": PylateRetrieval}
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), needs_real_data]
@@ -45,7 +30,18 @@ def questions(name: str, count: int) -> list[Example]:
     return examples
 
 
-@pytest.mark.parametrize("kind", [installed("colbert"), installed("pylate")])
+def gold_share(before: list[Example], after: list[Example]) -> float:
+    """Mean share of a question's gold paragraphs among its candidates."""
+    shares = [
+        sum(d.is_gold for d in found.candidates) / sum(d.is_gold for d in given.candidates)
+        for given, found in zip(before, after, strict=True)
+    ]
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs_environment(kind)) for kind in SECTIONS]
+)
 def test_gold_paragraphs_are_found_and_the_index_is_kept(tmp_path: Path, kind: str):
     make_checkpoint(tmp_path / "model")
     (tmp_path / "model").rename(tmp_path / "moved")
@@ -64,13 +60,25 @@ def test_gold_paragraphs_are_found_and_the_index_is_kept(tmp_path: Path, kind: s
 
     ready = found(examples)
     assert not ray.is_initialized()  # what it started has ended
-    shares = [
-        sum(d.is_gold for d in after.candidates) / sum(d.is_gold for d in before.candidates)
-        for before, after in zip(examples, ready, strict=True)
-    ]
-    assert sum(shares) / len(shares) >= 0.75
+    assert gold_share(examples, ready) >= 0.75
     assert told == [f"{kind}: indexing 200 passages"]
     (alone,) = found(examples[3:4])  # one question, by the index that is there
     assert alone.candidates == ready[3].candidates
     assert alone.scores == pytest.approx(ready[3].scores, abs=1e-3)
     assert len(told) == 1
+
+
+@needs_environment("colbert", "pylate")
+def test_two_environments_are_fused(tmp_path: Path):
+    make_checkpoint(tmp_path / "model")
+    model = {"model": str(tmp_path / "model"), "max_length": 96}
+    late = [{"kind": kind, **model} for kind in SECTIONS]
+    settings = FusionRetrieval.model_validate(
+        {"kind": "fusion", "of": [{"kind": "bm25"}, *late], "cache_dir": str(tmp_path / "cache")}
+        | {"candidates": 10}
+    )
+    examples = questions("hotpotqa_validation.jsonl", 12)
+    ready = add_candidates(examples, examples, settings, seed=0, required=5)
+    assert not ray.is_initialized()  # what both used has ended
+    assert gold_share(examples, ready) >= 0.75
+    assert all(len(example.candidates) == 10 for example in ready)

@@ -40,6 +40,27 @@ class Worker:
         return seconds
 
 
+class Stamped:
+    """A call's argument that knows when the call was sent: it is written down only then."""
+
+    def __init__(self, sent: float = 0.0) -> None:
+        self.sent = sent
+
+    def __reduce__(self):
+        return Stamped, (time.monotonic(),)
+
+
+class Replica:
+    """A reward replica that takes its time, and keeps when each call was sent and answered."""
+
+    def ready(self) -> None:
+        return None
+
+    def score(self, call: Stamped, seconds: float) -> tuple[float, float]:
+        time.sleep(seconds)
+        return call.sent, time.monotonic()
+
+
 class Unmakeable:
     """A worker whose constructor fails as asked."""
 
@@ -92,6 +113,18 @@ def test_mapped_results_keep_their_order_however_fast_workers_are(team):
     slow = results[0][1]
     assert [pid for _, pid in results].count(slow) == 1  # the other worker took all the rest
     assert sum(team.submit("count")()) == before + 12
+
+
+def test_slow_replicas_hold_back_what_is_sent_to_them(cluster):
+    """Back-pressure: work waits here, where any replica may take it, and not in a queue of one."""
+    team = cluster.start("reward service", Replica, 2)
+    team.ready()
+    calls = team.map("score", [(Stamped(), 0.3) for _ in range(6)], lambda i: None)
+    team.stop()
+    for sent, _ in calls:
+        on_the_way = [other for other, answered in calls if other <= sent < answered]
+        assert len(on_the_way) <= 2
+    assert max(sent for sent, _ in calls) - min(sent for sent, _ in calls) > 0.5
 
 
 def test_a_submitted_call_reaches_every_worker_and_does_not_wait(team):
