@@ -1,8 +1,8 @@
 """What is fuzzed: a strategy of cases, and what is done with one of them.
 
 A case ends in a result or in a UserError that says something; in nothing else, in time, and with
-no file that was not there before. tests/unit/test_fuzz.py runs some hundred cases of each target,
-benchmarks/fuzz.py ten thousand.
+no file that was not there before. tests/integration/test_fuzz.py runs some hundred cases of each
+target, benchmarks/fuzz.py ten thousand.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""The built-in world: what its examples promise, its tokenizer, and a miniature of its training."""
+"""The built-in world: what its examples promise, and its tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from dro_rl.data import load_examples
 from dro_rl.data.facts import world
@@ -200,24 +199,6 @@ def test_lessons_are_in_the_tokens_of_the_prompts(tokenizer, writer):
         assert tuple(row.ids[: len(expected)]) == expected
         assert row.labels[read : len(expected)] == row.ids[read : len(expected)]
         assert set(row.labels[:read]) == {IGNORED}
-
-
-@pytest.mark.timeout(60)
-def test_miniature_training_learns_to_repeat_and_saves_a_model(tmp_path):
-    from dro_rl.data.facts.curriculum import pretrain
-
-    seen = []
-    figures = pretrain(tmp_path, seed=0, steps=100, scale=0.3, report=seen.append)
-    chance = math.log(len(vocabulary()))
-    assert seen[-1] == figures
-    assert figures["step"] == 100
-    assert figures["loss"] < chance - 0.2
-
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ids = tokenizer("Question: Name the Kovac hometown.\nAnswer:", return_tensors="pt")
-    written = model.generate(**ids, max_new_tokens=2, do_sample=False)
-    assert written.shape[1] > ids.input_ids.shape[1]
 
 
 def test_an_echo_states_a_fact_again_in_other_words():

@@ -8,7 +8,7 @@ import pytest
 from dro_rl.errors import UserError
 from tests.fuzz_targets import TARGETS, Tally, Target, drive
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
