@@ -178,14 +178,16 @@ def main() -> None:
         sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(KINDS)}")
     name = "retrieval_small" if small else "retrieval"
     sets = {"HotpotQA": read_sets()["HotpotQA"]} if small else read_sets()
-    before = RESULTS / f"{name}.json"
-    known = json.loads(before.read_text())["kinds"] if before.is_file() else {}
+    kept = RESULTS / f"{name}.json"
+    known: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as cache:
         section = Bm25Retrieval(kind="bm25", cache_dir=cache)
         corpus = open_corpus(section, [e for examples in sets.values() for e in examples])
         sets.pop("", None)
         for kind in asked:
-            known[kind] = measure(kind, corpus, sets, Path(cache))
+            measured = measure(kind, corpus, sets, Path(cache))
+            known = json.loads(kept.read_text())["kinds"] if kept.is_file() else {}
+            known[kind] = measured
             kinds = {kind: known[kind] for kind in KINDS if kind in known}
             figures = {"passages": len(corpus), "kinds": kinds}
             write_results(name, figures, report(kinds, len(corpus)), "one run of each")

@@ -9,7 +9,7 @@ gradient ours, once as it comes, with gradient checkpointing, and once without; 
 completion, logits kept for completions alone. The norms of the first gradients have to agree. Peak
 memory of two updates is measured in a process of its own each, above what the loaded model takes.
 
-`--large` measures the shapes of 50M parameters that take minutes and up to 20 GB instead, `--gpu` a
+`--large` measures the shapes of 50M parameters that take minutes and up to 22 GB instead, `--gpu` a
 model of 0.5B in bfloat16. Writes results/selector_update.json and .md (-large, -gpu) beside this
 file, after every shape.
 """
@@ -263,7 +263,7 @@ def report(cells: Sequence[dict[str, Any]], memory: dict[str, float], cell: Cell
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--large", action="store_true", help="half an hour on the CPU, 20 GB")
+    which.add_argument("--large", action="store_true", help="half an hour on the CPU, 22 GB")
     which.add_argument("--gpu", action="store_true")
     chosen = parser.parse_args()
     device = device_of(chosen.gpu)
