@@ -36,6 +36,7 @@ _COLUMNS = (
     ("gold_recall", "gold", "{:.1f}", 100),
     ("bound", "bound", "{:.3f}", 1),
     ("bound_se", "± s.e.", "{:.3f}", 1),
+    ("reward", "reward", "{:.3f}", 1),
     ("effective_sample_size", "ESS", "{:.2f}", 1),
     ("malformed", "malf.", "{:.1f}", 100),
 )
@@ -94,10 +95,11 @@ class Console:
         """The table of a run: a row an iteration, the warm start first."""
         table = Table(box=box.SIMPLE_HEAD, title="Held-out questions, greedy decoding (rates in %)")
         table.add_column("iteration", justify="right")
-        for _, heading, _, _ in _COLUMNS:
+        columns = [c for c in _COLUMNS if any(s.get(c[0]) is not None for s in summaries)]
+        for _, heading, _, _ in columns:
             table.add_column(heading, justify="right")
         for summary in summaries:
-            cells = [_figure(summary, key, form, factor) for key, _, form, factor in _COLUMNS]
+            cells = [_figure(summary, key, form, factor) for key, _, form, factor in columns]
             name = "warm start" if summary["iteration"] == 0 else str(summary["iteration"])
             table.add_row(name, *cells)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
@@ -168,7 +170,7 @@ class Console:
         moves = [
             f"{heading} " + " -> ".join(_figure(s, key, form, factor) for s in (first, last))
             for key, heading, form, factor in _COLUMNS
-            if key in ("em", "f1", "gold_recall", "bound") and last.get(key) is not None
+            if key in ("em", "f1", "gold_recall", "bound", "reward") and last.get(key) is not None
         ]
         self.say(f"iteration {last['iteration']}: {', '.join(moves)} (warm start -> now)")
 
