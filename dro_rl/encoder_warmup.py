@@ -1,4 +1,4 @@
-"""Supervised training of an encoder on gold documents: what reinforcement learning is compared with.
+"""Supervised training of an encoder on gold documents, which reinforcement learning is compared to.
 
 The loss is list-wise: the cross-entropy of the gold documents and the softmax of the scores
 (ListNet, Cao et al., ICML 2007). Against the question's other candidates alone it is what rerankers

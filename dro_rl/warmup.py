@@ -246,9 +246,7 @@ def _learner(
     # Supervised: a weighted likelihood, whatever algorithm the run will train with.
     settings = recipe.model_copy(update={"training": training, "algorithm": DroAlgorithm()})
     section = recipe.policy(policy)
-    if (
-        section.init == "scratch" and section.lora
-    ):  # adapters alone cannot make a model of random weights
+    if section.init == "scratch" and section.lora:  # which alone make no model of random weights
         whole = section.model_copy(update={"lora": None})
         settings = settings.model_copy(update={policy: whole})
     return learner_class(recipe, policy)(settings, policy, base, steps, learning_rate)
