@@ -43,6 +43,7 @@ METRICS = (
 )
 _OF_ANSWERS = ("em", "f1", "bound")
 _OF_SELECTIONS = ("gold_recall", "reward")  # without a generator
+_ANSWERS_ALONE = (*_OF_ANSWERS, "effective_sample_size")
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,18 @@ def _cell(text: str) -> str:
 
 def headline(results: Sequence[Result]) -> tuple[Metric, ...]:
     """The figures by which arms are compared."""
-    answered = all(r.final.get("em") is not None for r in results)
-    keys = _OF_ANSWERS if answered else _OF_SELECTIONS
+    keys = _OF_ANSWERS if _are_answered(results) else _OF_SELECTIONS
     return tuple(m for m in METRICS if m.key in keys)
+
+
+def _are_answered(results: Sequence[Result]) -> bool:
+    return all(r.final.get("em") is not None for r in results)
 
 
 def arms_table(comparison: Comparison, results: Sequence[Result]) -> Table:
     """A row an arm: the last evaluation as mean over seeds, with 95 % interval half-widths."""
-    shown = [m for m in METRICS if any(r.final.get(m.key) is not None for r in results)]
+    hidden = ("reward",) if _are_answered(results) else _ANSWERS_ALONE
+    shown = [m for m in METRICS if m.key not in hidden]
     rows = []
     for arm in comparison.arms:
         finals = [r.final for r in results if r.arm == arm.name]

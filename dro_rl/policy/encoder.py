@@ -88,6 +88,10 @@ class Encoder(nn.Module, ABC):
 
     def save(self, folder: Path) -> None:
         """A plain model of sentence-transformers."""
+        backend = getattr(self.plain.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # it would be saved with the lengths of the last call
+            backend.no_truncation()
+            backend.no_padding()
         self.plain.save_pretrained(str(folder), create_model_card=False)
 
 

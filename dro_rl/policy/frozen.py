@@ -48,10 +48,10 @@ class Frozen:
 
     def __call__(self, texts: Sequence[TaskText]) -> Tensor:
         """(T, d)."""
-        new = [text for text in dict.fromkeys(texts) if text not in self.kept]
-        if new:
-            with torch.no_grad():
-                self.kept.update(zip(new, self.encode(new, self._through_body).cpu(), strict=True))
+        with torch.no_grad():
+            for text in texts:
+                if text not in self.kept:  # alone: what a text is beside would show in a last bit
+                    self.kept[text] = self.encode([text], self._through_body)[0].cpu()
         rows = torch.stack([self.kept[text] for text in texts])
         drop_oldest(self.kept)
         features: dict[str, Any] = {"sentence_embedding": rows.to(self.device)}

@@ -106,27 +106,32 @@ class EncoderWorker:
             rows = self._scored([State(example) for example in examples])
             k = self._section.documents
             return [_drawn(row / temperature, k, samples, dice) for row in rows]
-        drawn: list[list[Documents]] = [[()] * samples for _ in examples]
+        groups: list[list[Documents]] = [[()] * samples for _ in examples]
         for _ in range(self._section.documents):
-            groups = [
-                [State(e, picked) for picked in group]
-                for e, group in zip(examples, drawn, strict=True)
-            ]
-            self._scored([state for states in groups for state in states])
-            drawn = [self._one_more(states, dice, temperature) for states in groups]
-        return drawn
+            pairs = list(zip(examples, groups, strict=True))
+            self._scored([State(e, picked) for e, group in pairs for picked in set(group)])
+            groups = [self._one_more(e, group, dice, temperature) for e, group in pairs]
+        return groups
 
     def _one_more(
-        self, states: Sequence[State], dice: torch.Generator | None, temperature: float
+        self,
+        example: Example,
+        group: Sequence[Documents],
+        dice: torch.Generator | None,
+        temperature: float,
     ) -> list[Documents]:
-        """What was picked, and one document more; noise is new at each pick, as its scores are."""
-        found: list[Documents] = [()] * len(states)
-        for state in dict.fromkeys(states):
-            places = [i for i, other in enumerate(states) if other == state]
-            row = self._rows[state] / temperature
-            row[list(state.picked)] = -float("inf")
-            for i, document in zip(places, _drawn(row, 1, len(places), dice), strict=True):
-                found[i] = (*state.picked, *document)
+        """A document more for each of a group; noise is new at each pick, as its scores are."""
+        from dro_rl.policy.picks import State
+
+        places: dict[Documents, list[int]] = {}
+        for i, picked in enumerate(group):
+            places.setdefault(picked, []).append(i)
+        found = list(group)
+        for picked, same in places.items():
+            row = self._rows[State(example, picked)] / temperature
+            row[list(picked)] = -float("inf")
+            for i, document in zip(same, _drawn(row, 1, len(same), dice), strict=True):
+                found[i] = (*picked, *document)
         return found
 
     def _selections(

@@ -41,6 +41,8 @@ _COLUMNS = (
     ("malformed", "malf.", "{:.1f}", 100),
 )
 
+_OF_ANSWERS = ("em", "f1", "bound", "bound_se", "effective_sample_size")
+
 
 class Console:
     """Prints stages, figures and tables of one command."""
@@ -95,7 +97,7 @@ class Console:
         """The table of a run: a row an iteration, the warm start first."""
         table = Table(box=box.SIMPLE_HEAD, title="Held-out questions, greedy decoding (rates in %)")
         table.add_column("iteration", justify="right")
-        columns = [c for c in _COLUMNS if any(s.get(c[0]) is not None for s in summaries)]
+        columns = _columns(summaries)
         for _, heading, _, _ in columns:
             table.add_column(heading, justify="right")
         for summary in summaries:
@@ -221,6 +223,13 @@ def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _columns(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, float]]:
+    """Without a generator there are no answers, and a reward instead."""
+    answered = any(summary.get("em") is not None for summary in summaries)
+    hidden = ("reward",) if answered else _OF_ANSWERS
+    return [column for column in _COLUMNS if column[0] not in hidden]
 
 
 def _figure(summary: Mapping[str, Any], key: str, form: str, factor: float) -> str:

@@ -193,16 +193,16 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(policy):
 
 @pytest.mark.parametrize("kind", ["bi", "bi, conditional"])
 def test_dros_expected_gradient_is_that_of_its_samples(kind, models):
-    """Over all 400 ordered groups of two, against groups that the worker drew."""
+    """Over all 400 ordered groups of two, against groups that the worker drew; each weight less
+    1/2, which changes no expectation and takes most of the noise."""
     policy = make_policy(kind, models)
     log_rewards = np.log(np.random.default_rng(1).random(len(ORDERS)))
 
     def coefficients(groups, weights) -> np.ndarray:
         total = np.zeros(len(ORDERS))
         for group, weight in zip(groups, weights, strict=True):
-            np.add.at(
-                total, list(group), weight * np.array(importance_weights(log_rewards[list(group)]))
-            )
+            centred = np.array(importance_weights(log_rewards[list(group)])) - 1 / 2
+            np.add.at(total, list(group), weight * centred)
         return total
 
     pairs = list(itertools.product(range(len(ORDERS)), repeat=2))
@@ -214,7 +214,7 @@ def test_dros_expected_gradient_is_that_of_its_samples(kind, models):
     sampled = coefficients(groups, [1 / len(groups)] * len(groups))
     wanted = gradient(policy.learner, exact)
     assert distance(gradient(policy.learner, sampled), wanted) < 0.1
-    assert exact.sum() == pytest.approx(1, abs=1e-4)
+    assert exact.sum() == pytest.approx(0, abs=1e-4)
 
 
 def test_the_gradient_does_not_depend_on_the_split(models):
@@ -245,7 +245,7 @@ def test_engines_take_what_a_step_has_learned(kind, models):
     assert worker.probe(*picks.asked) == pytest.approx(before, abs=1e-4)
     learner.step_on([[Target((picks,))]])
     _, after = learner.probe(EXAMPLE)
-    assert sum(after) > sum(before) + 1e-3
+    assert abs(sum(after) - sum(before)) > 1e-3
     assert worker.probe(*picks.asked) == pytest.approx(before, abs=1e-4)
     worker.load_weights(learner.weights(), 1)
     assert worker.probe(*picks.asked) == pytest.approx(after, abs=1e-4)

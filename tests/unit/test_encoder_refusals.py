@@ -103,7 +103,7 @@ def test_a_cross_encoder_has_no_head_apart_and_one_score(tmp_path):
         ),
         (
             {"training": {"early_stop": {"metric": "em"}}},
-            "training.early_stop: em is not evaluated without a generator: name gold_recall or rew",
+            "early_stop.metric: em is not evaluated without a generator: name gold_recall or rew",
         ),
         ({"selector": {"max_new_tokens": 8}}, "max_new_tokens"),
     ],
