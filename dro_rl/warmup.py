@@ -63,7 +63,7 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
         learner = _learner(recipe, policy, base, steps, recipe.warmup.learning_rate)
         _fit(
             learner,
-            _drawing(recipe, learned, base, questions.train),
+            _drawing_batches(recipe, learned, base, questions.train),
             steps,
             f"warm up {policy}",
             console,
@@ -78,13 +78,20 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
 # --- what is learned ------------------------------------------------------------------------------
 
 
-def _drawing(
+def _drawing_batches(
     recipe: Recipe, policies: Sequence[PolicyName], model: str, questions: Sequence[Example]
 ) -> Callable[[], list[list[Target]]]:
-    """What draws the next batch: what to learn of any of the policies, from any question."""
+    """What draws the next batch, the targets of each of its questions."""
     section = recipe.policy(policies[0])
     if isinstance(section, EncoderSelector):
         return encoder_warmup.drawing(recipe, section, questions)
+    return _batches(_drawing(recipe, policies, model, questions), recipe.warmup.batch_size)
+
+
+def _drawing(
+    recipe: Recipe, policies: Sequence[PolicyName], model: str, questions: Sequence[Example]
+) -> Callable[[], Target]:
+    """What draws the next thing to learn: of any of the policies, from any question."""
     rng = random.Random(f"warmup/{policies[0]}/{recipe.training.seed}")
     writers = {p: prompt_writer(recipe.causal_lm(p), model) for p in policies}
 
@@ -93,7 +100,7 @@ def _drawing(
         target = selector_target if policy == "selector" else generator_target
         return target(recipe, writers[policy], rng.choice(questions), rng)
 
-    return _batches(draw, recipe.warmup.batch_size)
+    return draw
 
 
 def _batches(draw: Callable[[], Target], size: int) -> Callable[[], list[list[Target]]]:

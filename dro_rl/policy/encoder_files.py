@@ -44,7 +44,7 @@ def load_encoder(section: EncoderSelector, name: str) -> Encoder:
     if section.max_length:
         plain.max_seq_length = min(section.max_length, plain.max_seq_length or section.max_length)
     made = BiEncoder if kind == "bi-encoder" else PairEncoder
-    return made(section, plain, name).eval()
+    return made(section, plain, name).train(False)
 
 
 def check_encoder(section: EncoderSelector, name: str) -> Kind:
