@@ -95,14 +95,17 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("arms", nargs="*", choices=[*ARMS, []], default=list(ARMS))
+    parser.add_argument("arms", nargs="*", default=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--data", choices=["hotpotqa", "musique"], default="hotpotqa")
     parser.add_argument("--train", type=int, default=None, help="questions; default: all")
     parser.add_argument("--evaluate", type=int, default=None, help="questions; default: 500, 100")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--conditional", action="store_true")
     parser.add_argument("--sampling", action="store_true")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if unknown := set(asked.arms) - set(ARMS):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    return asked
 
 
 def write_data(folder: Path, asked: argparse.Namespace) -> tuple[Path, Path]:
@@ -143,7 +146,8 @@ def run(arm: str, recipe: Recipe, folder: Path) -> Scores:
     held_out = load_questions(recipe, quiet).evaluation
     k = recipe.selector.documents
     if arm == "bm25":
-        return scored(held_out, [order(e)[:k] for e in by_bm25(recipe, held_out)])
+        ranked = by_bm25(recipe, held_out)
+        return scored(ranked, [order(e)[:k] for e in ranked])
     if arm == "fusion":
         return fused(recipe, by_bm25(recipe, held_out))
     if arm == "untrained":

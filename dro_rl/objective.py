@@ -63,7 +63,8 @@ class Objective:
         initial: str,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.recipe, self.policy, self.model, self.writer = recipe, policy, model, writer
+        self.recipe, self.model, self.writer = recipe, model, writer
+        self.policy: PolicyName = policy
         self.algorithm, self.ranks = recipe.algorithm, ranks
         self.likelihood = self._likelihood_of(model)
         self.passes = Passes(self.likelihood, ranks, recipe.training.tokens_per_microbatch)

@@ -25,6 +25,7 @@ from dro_rl.policy_sections import (
     NoGenerator,
     PolicySection,
     Selector,
+    SelectorSection,
     check_shared_base,
     with_shared_base,
 )
@@ -373,7 +374,8 @@ class Recipe(Section):
                 )
 
     def _check_shared_base(self) -> None:
-        check_shared_base(self.causal_lm("selector"), self.generator)
+        assert isinstance(self.selector, SelectorSection)  # see above
+        check_shared_base(self.selector, self.generator)
         if self.algorithm.kind == "trl_grpo":
             raise ValueError(
                 "algorithm.kind: trl_grpo trains a model of TRL's own: leave out "

@@ -119,8 +119,9 @@ class BiEncoder(Encoder):
             vectors = nn.functional.normalize(vectors, dim=-1)
         row = {text: i for i, text in enumerate(texts)}
         asked_S = torch.tensor([row["query", question_text(s)] for s in states])
-        of = {s.example: [row["document", t] for t in self.documents(s.example)] for s in states}
-        shown_S_N, beyond = _padded([of[s.example] for s in states])
+        examples = dict.fromkeys(s.example for s in states)
+        shown = {e: [row["document", document_text(d)] for d in e.candidates] for e in examples}
+        shown_S_N, beyond = _padded([shown[s.example] for s in states])
         found = (vectors[shown_S_N] @ vectors[asked_S][..., None])[..., 0]
         return (self.scale * found).masked_fill(beyond.to(found.device), -torch.inf)
 

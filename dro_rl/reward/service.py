@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion, Likelihood, batches
+from dro_rl.policy.likelihood import AnyLikelihood, Completion, Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
@@ -52,7 +52,7 @@ class RewardService:
         if learning is None:
             self.model = causal_lm.load_model(generator, model, training=False)
             self.received = causal_lm.Received(generator)
-        self.likelihood = Likelihood(self.model, generator.likelihood)
+        self.likelihood: AnyLikelihood = Likelihood(self.model, generator.likelihood)
 
     @cached_property
     def reward(self) -> Reward:
