@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from dro_rl.sections import Section
 
+_ALGORITHMS = ("dro", "maxrl", "grpo", "rloo", "reinforce")
+
 
 class EncoderSelector(Section):
     """A bi-encoder or cross-encoder of sentence-transformers. Its policy is Plackett-Luce: K picks
@@ -47,3 +49,28 @@ class EncoderSelector(Section):
     dtype: ClassVar[Literal["float32"]] = "float32"
     ranks: ClassVar[int] = 1
     lora: ClassVar[None] = None
+
+
+def check_encoder(algorithm: str, decoding: str, truncates: bool, shares_base: bool) -> None:
+    """Refuse settings that are of selectors that are causal LMs.
+
+    Args:
+        algorithm: its kind.
+        decoding: the recipe's `rollout.decoding`.
+        truncates: whether it samples with top-p or top-k.
+    Raises:
+        ValueError: there is one.
+    """
+    if algorithm not in _ALGORITHMS:
+        raise ValueError(
+            f"algorithm.kind: {algorithm} is for a selector that is a causal LM: an encoder takes "
+            + ", ".join(_ALGORITHMS)
+        )
+    if decoding != "free":
+        raise ValueError(
+            "rollout.decoding: an encoder picks distinct documents by itself: leave it out"
+        )
+    if truncates:
+        raise ValueError("rollout.top_p and top_k are of tokens, and an encoder samples none")
+    if shares_base:
+        raise ValueError("generator.share_base_with: an encoder has no base to share: leave it out")

@@ -17,7 +17,7 @@ from pydantic import (
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
-from dro_rl.encoder_section import EncoderSelector
+from dro_rl.encoder_section import EncoderSelector, check_encoder
 from dro_rl.errors import UserError
 from dro_rl.policy_sections import (
     AnyPolicy,
@@ -326,9 +326,12 @@ class Recipe(Section):
         if per_token and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
         if isinstance(self.selector, EncoderSelector):
-            self._check_encoder()
-        if self.generator.is_none:
-            self._check_without_generator()
+            truncates = self.rollout.top_p < 1 or self.rollout.top_k > 0
+            check_encoder(self.algorithm.kind, self.rollout.decoding, truncates, self.shares_base)
+        if self.generator.is_none and "generator" in self.algorithm.train:
+            raise ValueError(
+                "generator: none leaves nothing to train there: set algorithm.train: [selector]"
+            )
         self._check_watched()
         self._check_sampling()
         self._check_ranks()
@@ -338,30 +341,6 @@ class Recipe(Section):
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
         return self
-
-    def _check_encoder(self) -> None:
-        kind = self.algorithm.kind
-        if kind not in ("dro", "maxrl", "grpo", "rloo", "reinforce"):
-            raise ValueError(
-                f"algorithm.kind: {kind} is for a selector that is a causal LM: an encoder takes "
-                "dro, maxrl, grpo, rloo or reinforce"
-            )
-        if self.rollout.decoding != "free":
-            raise ValueError(
-                "rollout.decoding: an encoder picks distinct documents by itself: leave it out"
-            )
-        if self.rollout.top_p < 1 or self.rollout.top_k:
-            raise ValueError("rollout.top_p and top_k are of tokens, and an encoder samples none")
-        if self.shares_base:
-            raise ValueError(
-                "generator.share_base_with: an encoder has no base to share: leave it out"
-            )
-
-    def _check_without_generator(self) -> None:
-        if "generator" in self.algorithm.train:
-            raise ValueError(
-                "generator: none leaves nothing to train there: set algorithm.train: [selector]"
-            )
 
     def _check_watched(self) -> None:
         """What is watched must be what an evaluation of this recipe gives."""
