@@ -65,7 +65,9 @@ def write_learners(
     for wait in [team.submit(method, folder / policy) for policy, team in learners.items()]:
         wait()
     for policy in learners:
-        has_policy = method == "save_state" or (folder / policy / "config.json").is_file()
+        written = ("config.json", "modules.json")  # the latter of an encoder
+        has_policy = any((folder / policy / name).is_file() for name in written)
+        has_policy = has_policy or method == "save_state"
         if not (has_policy and _states(folder, policy)):
             raise UserError(
                 f"{folder}: the {policy}'s learner wrote its checkpoint somewhere else: "

@@ -16,6 +16,7 @@ from dro_rl.comparison.processes import Process, end, last_error, start
 from dro_rl.comparison.report import Failure, Report
 from dro_rl.comparison.runs import Result, Run, State, read_result, runs_of
 from dro_rl.comparison.spec import Comparison
+from dro_rl.comparison.tables import headline
 from dro_rl.errors import UserError
 from dro_rl.tracking.console import Console
 
@@ -113,9 +114,10 @@ class _Work:
 def _change(result: Result) -> str:
     """Where the figures were at the warm start, and where they are now."""
     first, last = result.evaluations[0], result.evaluations[-1]
-    return (
-        f"EM {100 * first['em']:.1f} -> {100 * last['em']:.1f}, "
-        f"bound {first['bound']:.2f} -> {last['bound']:.2f}"
+    return ", ".join(
+        f"{m.heading} {m.text(first[m.key])} -> {m.text(last[m.key])}"
+        for m in headline([result])
+        if m.key != "f1" and first.get(m.key) is not None
     )
 
 

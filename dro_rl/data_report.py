@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dro_rl.data import load_examples, overlaps
 from dro_rl.data_sections import FileData
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.evaluation import answer_recall, normalise_answer
 from dro_rl.jsonlines import located
 from dro_rl.prompts import PromptWriter
@@ -82,6 +83,9 @@ def report_data(recipe: Recipe, console: Console) -> None:
 
 
 def _report_lengths(recipe: Recipe, examples: Sequence[Example], console: Console) -> None:
+    if isinstance(recipe.selector, EncoderSelector):
+        console.say("no lengths: those are of prompts, and an encoder reads texts one by one")
+        return
     writer = selector_writer(recipe)
     if writer is None:
         console.say(
@@ -123,7 +127,7 @@ def selector_writer(recipe: Recipe) -> PromptWriter | None:
     tokenizer that it will take over. None where the warm-up has yet to make that too."""
     from dro_rl.policy.causal_lm import prompt_writer
 
-    section = recipe.selector
+    section = recipe.causal_lm("selector")
     made = section.model.startswith("builtin/") or os.path.exists(located(section.model))
     if made or section.init is None:
         return prompt_writer(section, section.model)

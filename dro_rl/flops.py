@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dro_rl.encoder_section import EncoderSelector
+from dro_rl.model_folders import local_model
 from dro_rl.policy.causal_lm import resolve_model
 
 
@@ -59,3 +61,19 @@ def model_size(name: str) -> ModelSize:
         layers=text.num_hidden_layers,
         width=heads * head_dim,
     )
+
+
+def encoder_size(section: EncoderSelector) -> ModelSize:
+    """The sizes of a sentence encoder, from its configuration: what learns of it, its attention
+    left aside. A head alone is a square matrix, which every text meets."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    folder = local_model(section.model, "selector.model")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if section.train == "head":
+        return ModelSize(body=config.hidden_size**2, head=0, layers=0, width=0)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=False)
+    embedding = model.get_input_embeddings().weight.numel()
+    return ModelSize(sum(p.numel() for p in model.parameters()) - embedding, 0, 0, 0)

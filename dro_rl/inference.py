@@ -55,6 +55,8 @@ def _results_matter(recipe: Recipe) -> dict[str, Any]:
     settings["rollout"]["decoding"] = recipe.decoding  # which the algorithm may decide
     for section in ("cluster", "tracking", "algorithm", "warmup", "reward"):
         del settings[section]
+    if recipe.generator.is_none:
+        settings["reward"] = recipe.resolved()["reward"]  # which is evaluated then
     del settings["rollout"]["workers"], settings["training"]["iterations"]
     settings["data"].pop("allow_overlap", None)
     retrieval = settings["retrieval"]
@@ -71,7 +73,8 @@ def answer_question(
     given = None if documents is None else list(read_documents(str(documents)))
     with load_pipeline(path, iteration, console.say) as pipeline:
         found = pipeline.answer(question, given)
-    console.say(found.text)
+    if found.text is not None:
+        console.say(found.text)
     console.say(f"\nselected {found.selection!r} of {len(found.candidates)} documents:")
     for place, document in zip(found.places, found.documents, strict=True):
         console.say(f"  [{place + 1}] {document.title}: {document.text}")

@@ -17,9 +17,10 @@ from dro_rl import learner_state
 from dro_rl.objective import Evaluated, Objective
 from dro_rl.passes import Question
 from dro_rl.policy import causal_lm, sharding
-from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.likelihood import AnyCompletion, Completion
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
+from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import write_selection
 from dro_rl.ranks import Place, Ranks
 from dro_rl.recipe import PolicyName, Recipe
@@ -58,18 +59,9 @@ class Learner:
         torch.manual_seed(recipe.training.seed)  # ranks make the same adapters
         self.recipe = recipe
         self.policy: PolicyName = policy
-        self.section = recipe.policy(policy)
-        self.writer = causal_lm.prompt_writer(self.section, model)
         self.ranks = Ranks(place, recipe.cluster.call_timeout)
-        if base is None:
-            base = self.ranks.load_model(self.section, model, training=True)
-        self.model: Any = base
-        if self.section.lora:
-            # Alone it has peft's own name, which TRL counts on.
-            name = policy if recipe.shares_base else "default"
-            self.model = causal_lm.add_lora(base, self.section, name)
-        self.ranks.divide(self.model, self.section)
-        self.objective = Objective(recipe, policy, self.model, self.writer, model, ranks=self.ranks)
+        self.model: Any = self._load(model, base)
+        self.objective = self._objective(model)
         self.reward: Reward | None = None  # of `step_and_score`
         self.bad_steps = 0
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -87,6 +79,28 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, _schedule(recipe.training, total_steps)
         )
+
+    def _load(self, name: str, base: Any) -> Any:
+        """The model that learns, with its adapters, cut among the ranks."""
+        section = self.section
+        self.writer = causal_lm.prompt_writer(section, name)
+        model = self.ranks.load_model(section, name, training=True) if base is None else base
+        if section.lora:
+            # Alone it has peft's own name, which TRL counts on.
+            adapter = self.policy if self.recipe.shares_base else "default"
+            model = causal_lm.add_lora(model, section, adapter)
+        self.ranks.divide(model, section)
+        return model
+
+    def _objective(self, initial: str) -> Objective:
+        return Objective(
+            self.recipe, self.policy, self.model, self.writer, initial, ranks=self.ranks
+        )
+
+    @property
+    def section(self) -> PolicySection:
+        """The policy's, of a causal LM."""
+        return self.recipe.causal_lm(self.policy)
 
     def ready(self) -> dict[str, float | str]:
         """Parameters and the way of the forward pass, for the start-up table."""
@@ -265,14 +279,14 @@ class Learner:
         deque(whole, maxlen=0)  # its rows of each, for the first
         return {}
 
-    def probe(self, example: Example) -> tuple[Completion, list[float]]:
+    def probe(self, example: Example) -> tuple[AnyCompletion, list[float]]:
         """A fixed completion for an example, and log p of each of its tokens, unconstrained
         [nats]: what every engine that holds these weights must agree on."""
         k = self.recipe.selector.documents
         if self.policy == "selector":
             prompt = self.writer.select(example.question, example.candidates, k)
             token_ids = self.writer.completion(write_selection(range(k)))
-            completion = Completion(prompt.token_ids, token_ids)
+            completion: AnyCompletion = Completion(prompt.token_ids, token_ids)
         else:
             completion = answer_target(self.writer, example, range(k), "first").completions[0]
         return completion, self.objective.tokens(completion)

@@ -22,9 +22,9 @@ from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
 from dro_rl.passes import Passes, Question
 from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy.likelihood import Completion, Likelihood
+from dro_rl.policy.likelihood import AnyCompletion, AnyLikelihood, Completion, Likelihood
 from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
-from dro_rl.prompts import PromptWriter
+from dro_rl.policy_sections import PolicySection
 from dro_rl.ranks import ALONE, Ranks
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
@@ -49,7 +49,7 @@ class Objective:
         recipe: the experiment.
         policy: which of its policies.
         model: the policy's, which learns.
-        writer: of its prompts.
+        writer: of its prompts (a PromptWriter); an encoder has none.
         initial: folder or hub name of the model that training starts from.
         ranks: that hold the model together.
     """
@@ -59,13 +59,14 @@ class Objective:
         recipe: Recipe,
         policy: PolicyName,
         model: Any,
-        writer: PromptWriter,
+        writer: Any,
         initial: str,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.recipe, self.policy, self.model, self.writer = recipe, policy, model, writer
-        self.section, self.algorithm, self.ranks = recipe.policy(policy), recipe.algorithm, ranks
-        self.likelihood = Likelihood(model, self.section.likelihood)
+        self.recipe, self.model, self.writer = recipe, model, writer
+        self.policy: PolicyName = policy
+        self.algorithm, self.ranks = recipe.algorithm, ranks
+        self.likelihood = self._likelihood_of(model)
         self.passes = Passes(self.likelihood, ranks, recipe.training.tokens_per_microbatch)
         selects = policy == "selector"
         self.clips = selects and self.algorithm.clips != "no"
@@ -78,13 +79,24 @@ class Objective:
         self._restrained = (
             selects and isinstance(self.algorithm, GrpoAlgorithm) and self.algorithm.kl > 0
         )
-        self._reference: Likelihood | None = None
-        if self._restrained and self.section.lora is None:
-            frozen = ranks.load_model(self.section, initial, training=False)
-            ranks.divide(frozen, self.section)
-            self._reference = Likelihood(frozen, self.section.likelihood)
+        self._reference: AnyLikelihood | None = None
+        if self._restrained and recipe.policy(policy).lora is None:
+            self._reference = self._frozen(initial)
             self._reference.checks_by_itself = False  # what holds for the policy holds for it
         self._grammars: dict[int, SelectionGrammar] = {}
+
+    def _likelihood_of(self, model: Any) -> AnyLikelihood:
+        return Likelihood(model, self._section.likelihood)
+
+    def _frozen(self, name: str) -> AnyLikelihood:
+        """Of the model of that name as it is."""
+        model = self.ranks.load_model(self._section, name, training=False)
+        self.ranks.divide(model, self._section)
+        return self._likelihood_of(model)
+
+    @property
+    def _section(self) -> PolicySection:
+        return self.recipe.causal_lm(self.policy)
 
     # --- loss terms -----------------------------------------------------------------------------
 
@@ -127,7 +139,7 @@ class Objective:
         answers = self.recipe.generator.answers
         return answer_target(self.writer, rollout.example, documents, answers, coefficient)
 
-    def selection(self, rollout: Rollout, token_ids: tuple[int, ...]) -> Completion:
+    def selection(self, rollout: Rollout, token_ids: tuple[int, ...]) -> AnyCompletion:
         """A selection after its prompt, under the masks that it was sampled with."""
         if self.recipe.decoding == "free":
             return Completion(rollout.prompt_ids, token_ids)
@@ -182,7 +194,7 @@ class Objective:
         values = None
         with self._autocast():
             if self.value_head is not None:
-                logps, values = self.likelihood.tokens_and_values(completions, self.value_head)
+                logps, values = self._with_values(completions, self.value_head)
             else:
                 logps = self.likelihood.tokens(completions)
         reference = None
@@ -218,7 +230,7 @@ class Objective:
         return Evaluated(parts, logps.detach().sum(1).tolist())
 
     @contextmanager
-    def _as_reference(self) -> Iterator[Likelihood]:
+    def _as_reference(self) -> Iterator[AnyLikelihood]:
         """The selector as it was when training started."""
         if self._reference is not None:
             self._reference.why_dense = self.likelihood.why_dense
@@ -242,15 +254,15 @@ class Objective:
         head = self.value_head
         assert head is not None
 
-        def read(some: Sequence[Completion]) -> list[tuple[float, ...]]:
-            _, values = self.likelihood.tokens_and_values(some, head)
+        def read(some: Sequence[AnyCompletion]) -> list[tuple[float, ...]]:
+            _, values = self._with_values(some, head)
             rows = zip(values.tolist(), some, strict=True)
             return [tuple(row[: len(c.token_ids)]) for row, c in rows]
 
         return [tuple(rows) for rows in self._read(rollouts, read)]
 
     def _read(
-        self, rollouts: Sequence[Rollout], read: Callable[[Sequence[Completion]], list[T]]
+        self, rollouts: Sequence[Rollout], read: Callable[[Sequence[AnyCompletion]], list[T]]
     ) -> list[list[T]]:
         """Of every selection of every question; equal ones of a question are read once."""
         questions = [
@@ -272,7 +284,12 @@ class Objective:
         rows = dict(row for part in done for row in part)
         return [rows[i] for i in range(len(rollouts))]
 
-    def tokens(self, completion: Completion) -> list[float]:
+    def _with_values(self, completions: Sequence[Any], head: nn.Linear) -> tuple[Tensor, Tensor]:
+        """See `Likelihood.tokens_and_values`: an encoder has no value head."""
+        assert isinstance(self.likelihood, Likelihood)
+        return self.likelihood.tokens_and_values(completions, head)
+
+    def tokens(self, completion: AnyCompletion) -> list[float]:
         """log p of each token of a completion [nats]."""
         with self.reading(), self._autocast():
             return self.likelihood.tokens([completion])[0].tolist()
@@ -291,7 +308,7 @@ class Objective:
     def _autocast(self) -> AbstractContextManager:
         """Parts of a model have their own way into bfloat16."""
         alone = self.ranks.size == 1
-        return causal_lm.autocast(self.section, self.model) if alone else nullcontext()
+        return causal_lm.autocast(self._section, self.model) if alone else nullcontext()
 
 
 def _distinct_ids(rollout: Rollout) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from dro_rl.errors import UserError
-from dro_rl.policy.likelihood import Completion, Likelihood, batches
+from dro_rl.policy.likelihood import AnyCompletion, AnyLikelihood, batches
 from dro_rl.policy.memory import is_out_of_memory
 from dro_rl.ranks import Ranks, shares
 
@@ -21,7 +21,7 @@ class Question:
     """What a forward pass has to compute of one question, and its name for people."""
 
     name: str
-    completions: Sequence[Completion]
+    completions: Sequence[AnyCompletion]
 
 
 class Passes:
@@ -36,7 +36,7 @@ class Passes:
         tokens: most of them in a pass; fewer after memory has not sufficed.
     """
 
-    def __init__(self, likelihood: Likelihood, ranks: Ranks, tokens: int) -> None:
+    def __init__(self, likelihood: AnyLikelihood, ranks: Ranks, tokens: int) -> None:
         self.likelihood, self.ranks, self.tokens = likelihood, ranks, tokens
         likelihood.checks_by_itself = ranks.size == 1
 
@@ -71,7 +71,7 @@ class Passes:
                 forget()
         return [result for rank in self.ranks.gather(done) for result in rank]
 
-    def _check(self, completions: Sequence[Completion]) -> None:
+    def _check(self, completions: Sequence[AnyCompletion]) -> None:
         if not _fits(lambda: self.likelihood.check(completions)):
             raise UserError(
                 f"out of memory on rank {self.ranks.rank} in the check of the shared-prefix "

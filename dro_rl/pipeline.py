@@ -19,6 +19,7 @@ from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import Retriever, open_retriever, with_ranking
 from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, HttpRetrieval
+from dro_rl.rollout.encoder_worker import EncoderWorker, worker_class
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.run_directory import RunDirectory
 
@@ -30,10 +31,11 @@ class Answer:
     """What a pipeline found.
 
     `documents` are those that were selected, in the selector's order, out of `candidates`;
-    `selection` is what the selector wrote, with 1-based identifiers of the candidates.
+    `selection` is what the selector wrote, with 1-based identifiers of the candidates. Without a
+    generator there is no text (None).
     """
 
-    text: str
+    text: str | None
     selection: str
     documents: tuple[Document, ...]
     candidates: tuple[Document, ...]
@@ -73,7 +75,7 @@ class Pipeline:
         example = self._given(asked, documents) if documents is not None else self._found(asked)
         (rolled,) = self._selector.select([example], 1, 0, True)
         (selection,) = rolled.selections
-        (text,) = self._generator.answer([example], [selection.documents])
+        text = self._text(example, selection.documents)
         chosen = tuple(example.candidates[i] for i in selection.documents)
         return Answer(text, selection.text, chosen, example.candidates, selection.documents)
 
@@ -95,12 +97,20 @@ class Pipeline:
     # --- policies -------------------------------------------------------------------------------
 
     @cached_property
-    def _selector(self) -> RolloutWorker:
-        return RolloutWorker(self.recipe, "selector", self.models["selector"])
+    def _selector(self) -> RolloutWorker | EncoderWorker:
+        return worker_class(self.recipe, "selector")(
+            self.recipe, "selector", self.models["selector"]
+        )
 
     @cached_property
     def _generator(self) -> RolloutWorker:
         return RolloutWorker(self.recipe, "generator", self.models["generator"])
+
+    def _text(self, example: Example, documents: tuple[int, ...]) -> str | None:
+        if self.recipe.generator.is_none:
+            return None
+        (text,) = self._generator.answer([example], [documents])
+        return text
 
     # --- documents ------------------------------------------------------------------------------
 

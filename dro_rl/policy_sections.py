@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_serializer, model_validator
 
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.sections import MAY_CHANGE, POLICIES, Rate, Section
 
 
@@ -73,6 +74,7 @@ class PolicySection(Section):
 
 
 class SelectorSection(PolicySection):
+    kind: Literal["causal_lm"] = "causal_lm"
     documents: PositiveInt = Field(default=5, description="K, most documents a selection holds")
 
 
@@ -93,6 +95,19 @@ class GeneratorSection(PolicySection):
         description="document lists of a smaller weight are not learned from: saves their forward "
         "and backward pass, and the loss loses their share (rollout/pruned)",
     )
+    is_none: ClassVar[bool] = False
+
+
+class NoGenerator(GeneratorSection):
+    """`generator: none`: nobody answers. It is written, shown and compared as that word; what would
+    have been settings stand at their defaults."""
+
+    model: Literal["none"] = "none"
+    is_none = True
+
+    @model_serializer
+    def _as_written(self) -> str:
+        return "none"
 
 
 _OF_THE_BASE = ("model", "init", "scratch", "dtype", "gradient_checkpointing")
@@ -135,3 +150,7 @@ def check_shared_base(selector: SelectorSection, generator: GeneratorSection) ->
                 f"generator.{key} ({ours}) is not the selector's ({theirs}), and it belongs to the "
                 "base model that generator.share_base_with: selector makes one: leave it out"
             )
+
+
+Selector = Annotated[SelectorSection | EncoderSelector, Field(discriminator="kind")]
+AnyPolicy = SelectorSection | EncoderSelector | GeneratorSection

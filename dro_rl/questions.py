@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dro_rl.data import Split, load_examples
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import prompt_writer
+from dro_rl.policy.encoder_files import check_encoder
 from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Document, Example
@@ -58,8 +60,11 @@ def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: S
             selection that is longer than `max_new_tokens`.
     """
     k = recipe.selector.documents
-    for policy, model in models.items():
-        section = recipe.policy(policy)
+    for policy in recipe.policies:
+        section, model = recipe.policy(policy), models[policy]
+        if isinstance(section, EncoderSelector):
+            check_encoder(section, model)  # texts that are too long are cut, and counted
+            continue
         writer = prompt_writer(section, model)
         if policy == "selector":
             _check_longest_selection(recipe, writer)
@@ -82,7 +87,8 @@ def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: S
 
 def _check_longest_selection(recipe: Recipe, writer: PromptWriter) -> None:
     n, k = recipe.retrieval.candidates, recipe.selector.documents
-    needed, room = len(writer.completion(write_selection(range(n - k, n)))), recipe.selector
+    needed = len(writer.completion(write_selection(range(n - k, n))))
+    room = recipe.causal_lm("selector")
     if needed > room.max_new_tokens:
         raise UserError(
             f"selector.max_new_tokens is {room.max_new_tokens}, and a selection of {k} documents "

@@ -10,16 +10,21 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
     field_validator,
     model_validator,
 )
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
+from dro_rl.encoder_section import EncoderSelector, check_encoder
 from dro_rl.errors import UserError
 from dro_rl.policy_sections import (
+    AnyPolicy,
     GeneratorSection,
+    NoGenerator,
     PolicySection,
+    Selector,
     SelectorSection,
     check_shared_base,
     with_shared_base,
@@ -93,7 +98,8 @@ class RolloutSection(Section):
         return self
 
 
-Watched = Literal["em", "f1", "gold_recall", "bound"]
+_OF_ANSWERS = ("em", "f1", "gold_recall", "bound")
+Watched = Literal["em", "f1", "gold_recall", "bound", "reward"]
 """Figures of an evaluation by which an iteration is better than another."""
 
 
@@ -185,6 +191,11 @@ class WarmupSection(Section):
     distractors: int = Field(
         default=1, ge=0, description="documents beside the gold ones for the generator"
     )
+    negatives: Literal["candidates", "batch"] = Field(
+        default="candidates",
+        description="what an encoder learns to tell the gold documents from: the question's other "
+        "candidates, or besides them the gold documents of the batch's other questions",
+    )
 
 
 class EvaluationSection(Section):
@@ -246,8 +257,8 @@ class Recipe(Section):
 
     data: Data
     retrieval: Retrieval
-    selector: SelectorSection
-    generator: GeneratorSection
+    selector: Selector
+    generator: SerializeAsAny[GeneratorSection]
     rollout: RolloutSection = RolloutSection()
     reward: RewardChoice = RewardSection(use="rewards/answer_likelihood.py")
     algorithm: Algorithm = DroAlgorithm()
@@ -268,6 +279,16 @@ class Recipe(Section):
         if isinstance(settings, str):
             raise ValueError(f"write algorithm.kind={settings}, or algorithm={{kind: {settings}}}")
         return {"kind": "dro", **settings} if isinstance(settings, dict) else settings
+
+    @field_validator("selector", mode="before")
+    @classmethod
+    def _causal_lm_unless_said_otherwise(cls, settings: Any) -> Any:
+        return {"kind": "causal_lm", **settings} if isinstance(settings, dict) else settings
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _none_is_no_generator(cls, settings: Any) -> Any:
+        return NoGenerator() if settings == "none" else settings
 
     @field_validator("reward", mode="before")
     @classmethod
@@ -304,16 +325,35 @@ class Recipe(Section):
         per_token = isinstance(self.algorithm, DroAlgorithm) and self.algorithm.tau == "per_token"
         if per_token and self.generator.answers == "any":
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
+        if isinstance(self.selector, EncoderSelector):
+            truncates = self.rollout.top_p < 1 or self.rollout.top_k > 0
+            check_encoder(self.algorithm.kind, self.rollout.decoding, truncates, self.shares_base)
+        if self.generator.is_none and "generator" in self.algorithm.train:
+            raise ValueError(
+                "generator: none leaves nothing to train there: set algorithm.train: [selector]"
+            )
+        self._check_watched()
         self._check_sampling()
         self._check_ranks()
         if self.shares_base:
             self._check_shared_base()
-        scratch = any(self.policy(p).init == "scratch" for p in POLICIES)
+        scratch = any(self.policy(p).init == "scratch" for p in self.policies)
         if self.warmup.pretraining != "none" and not scratch:
             raise ValueError("warmup.pretraining is for a policy with init: scratch")
         return self
 
+    def _check_watched(self) -> None:
+        """What is watched must be what an evaluation of this recipe gives."""
+        given = ("gold_recall", "reward") if self.generator.is_none else _OF_ANSWERS
+        for setting, metric in self.watched.items():
+            if metric not in given:
+                why = "without a generator" if self.generator.is_none else "with a generator"
+                raise ValueError(
+                    f"{setting}: {metric} is not evaluated {why}: name " + " or ".join(given)
+                )
+
     def _check_shared_base(self) -> None:
+        assert isinstance(self.selector, SelectorSection)  # see above
         check_shared_base(self.selector, self.generator)
         if self.algorithm.kind == "trl_grpo":
             raise ValueError(
@@ -365,7 +405,8 @@ class Recipe(Section):
                 "algorithm.kind: trl_grpo samples with transformers' generate: rollout.decoding "
                 f"must be free, not {rollout.decoding}"
             )
-        if algorithm.clips != "no" and self.selector.lora and self.selector.lora.dropout:
+        lora = self.selector.lora
+        if algorithm.clips != "no" and lora and lora.dropout:
             raise ValueError(
                 f"algorithm.kind: {algorithm.kind} compares the selector with the one that sampled "
                 "without dropout: set selector.lora.dropout to 0"
@@ -392,9 +433,20 @@ class Recipe(Section):
         """Whether both policies are adapters on one base model."""
         return self.generator.share_base_with is not None
 
-    def policy(self, name: PolicyName) -> PolicySection:
+    @property
+    def policies(self) -> tuple[PolicyName, ...]:
+        """Those that there are: a generator is optional."""
+        return ("selector",) if self.generator.is_none else POLICIES
+
+    def policy(self, name: PolicyName) -> AnyPolicy:
         """The section of a policy."""
         return self.selector if name == "selector" else self.generator
+
+    def causal_lm(self, name: PolicyName) -> PolicySection:
+        """The section of a policy that is a causal LM."""
+        section = self.policy(name)
+        assert isinstance(section, PolicySection)
+        return section
 
     @property
     def watched(self) -> dict[str, Watched]:

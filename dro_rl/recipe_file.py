@@ -85,8 +85,8 @@ def read_settings(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_settings(parent, (*seen, path.resolve())), settings)
 
 
-_OF_EVERY_KIND = {"algorithm": ("samples", "train")}
-_UNLESS_SAID_OTHERWISE = {"algorithm": "dro"}
+_OF_EVERY_KIND = {"algorithm": ("samples", "train"), "selector": ("documents",)}
+_UNLESS_SAID_OTHERWISE = {"algorithm": "dro", "selector": "causal_lm"}
 _SHORT = {"reward": "use"}  # the key that a section means which is text alone
 
 
@@ -247,7 +247,7 @@ def localise(recipe: Recipe) -> Recipe:
     for searcher in (settings["retrieval"], *settings["retrieval"].get("of", ())):
         for key in ("model", "environment"):
             _make_absolute(searcher, key)
-    for policy in ("selector", "generator"):
+    for policy in recipe.policies:
         folder = located(settings[policy]["model"])
         if os.path.isdir(folder):
             settings[policy]["model"] = str(folder.absolute())

@@ -19,6 +19,7 @@ from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.scoring import Documents, outcomes_of
 from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
+from dro_rl.rollout.encoder_worker import worker_class
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.console import Console
 
@@ -49,7 +50,7 @@ def run_reward(recipe: Recipe, questions: int, console: Console) -> None:
 
 
 def _sampled(recipe: Recipe, examples: Sequence[Example]) -> list[Rollout]:
-    worker = RolloutWorker(recipe, "selector", recipe.selector.model)
+    worker = worker_class(recipe, "selector")(recipe, "selector", recipe.selector.model)
     return worker.select(examples, recipe.algorithm.samples, seed_of(recipe, "rollout", 1))
 
 

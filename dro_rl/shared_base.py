@@ -144,7 +144,7 @@ class SharedLearner(Parts):
         self.random: dict[str, Any] = {}
         model: Any = None
         for policy in recipe.algorithm.train:
-            section = recipe.policy(policy)
+            section = recipe.causal_lm(policy)
             rate = section.learning_rate
             learner = Learner(recipe, policy, section.model, steps, rate, base=model)
             self.parts[policy], model = learner, learner.model

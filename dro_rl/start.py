@@ -38,6 +38,12 @@ def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> St
         RunDirectory.check(recipe)
     questions = load_questions(recipe, console)
     reward = load_reward(recipe.reward)
+    if recipe.generator.is_none and reward.needs:
+        raise UserError(
+            f"generator: none, and {in_words(recipe.reward)} needs a generator's "
+            f"{' and '.join(reward.needs)}: give the recipe a generator, or take a reward of "
+            "documents alone, such as rewards/answer_in_documents.py or rewards/gold_recall.py"
+        )
     per_token = isinstance(recipe.algorithm, DroAlgorithm) and recipe.algorithm.tau == "per_token"
     if per_token and "likelihood" not in reward.needs:
         raise UserError(

@@ -10,8 +10,8 @@ from functools import cached_property, partial
 from typing import Any
 
 from dro_rl.cluster import Cluster, Team
+from dro_rl.encoder_learner import learner_class
 from dro_rl.errors import UserError
-from dro_rl.learner import Learner
 from dro_rl.rank_team import RankTeam
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
@@ -19,8 +19,8 @@ from dro_rl.reward import Need
 from dro_rl.reward.cache import Cache, New
 from dro_rl.reward.service import RewardService
 from dro_rl.reward_sections import in_words
+from dro_rl.rollout.encoder_worker import worker_class
 from dro_rl.rollout.engine import Usage
-from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.shared_base import apart, start_shared
 from dro_rl.tracking.console import Advance, Console
 
@@ -175,7 +175,9 @@ class Teams:
         return self.known_answers.look_up(rollouts, ask, advance)
 
     def statistics(self, policy: PolicyName) -> Usage:
-        """What a policy's engines did since this was last asked [tokens]."""
+        """What a policy's engines did since this was last asked [tokens]; nothing without any."""
+        if policy not in self.engines:
+            return Usage()
         return sum(self.engines[policy].submit("statistics")(), start=Usage())
 
     def scored_tokens(self) -> int:
@@ -262,7 +264,7 @@ class Teams:
     def check(self, policy: PolicyName, probe: Example) -> float:
         """The probe's gap [nats] of the policy's users from its learner; see `synchronise`."""
         completion, wanted = self.learners[policy].submit("probe", probe)()[0]
-        asked, gap = (completion.prompt_ids, completion.token_ids), 0.0
+        asked, gap = completion.asked, 0.0
         for name, team in self._users(policy).items():
             compare = partial(self._compare, policy, name, wanted)
             team.on_return("probe", asked, compare)
@@ -335,8 +337,8 @@ def start_teams(
     started = {p: _start_learner(recipe, cluster, p, steps) for p in ranked}
     copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
-        p: cluster.start(_NAMES[p], RolloutWorker, n, recipe, p, models[p])
-        for p, n in copies.items()
+        p: cluster.start(_NAMES[p], worker_class(recipe, p), copies[p], recipe, p, models[p])
+        for p in recipe.policies
     }
     reward = cluster.start(
         f"reward service ({in_words(recipe.reward)})",  # so that one that hangs is named
@@ -368,11 +370,11 @@ def _ready(teams: Teams, named: Sequence[tuple[str, Team]], console: Console) ->
 
 
 def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
-    section, role = recipe.policy(name), f"{name} learner"
+    section, role, cls = recipe.policy(name), f"{name} learner", learner_class(recipe, name)
     args = (recipe, name, section.model, steps, section.learning_rate)
     if section.ranks == 1:
-        return cluster.start(role, Learner, 1, *args, stateful=True)
-    return RankTeam(cluster.start_ranks(role, Learner, section.ranks, *args))
+        return cluster.start(role, cls, 1, *args, stateful=True)
+    return RankTeam(cluster.start_ranks(role, cls, section.ranks, *args))
 
 
 def process_count(recipe: Recipe, *, learners: bool) -> int:
@@ -380,7 +382,8 @@ def process_count(recipe: Recipe, *, learners: bool) -> int:
     if recipe.shares_base and learners:
         return recipe.rollout.workers + 1
     trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
-    return recipe.rollout.workers + 1 + recipe.cluster.reward_workers + trained
+    engines = recipe.rollout.workers + ("generator" in recipe.policies)
+    return engines + recipe.cluster.reward_workers + trained
 
 
 def rank_count(recipe: Recipe) -> int:

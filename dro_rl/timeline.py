@@ -87,10 +87,16 @@ def figures(stages: Mapping[str, Stage], seconds: float, peak: float | None) -> 
 
 
 def sampled_tokens(rollout: Rollout) -> int:
-    """What sampling a group has to run: its prompt once, and every token of its selections."""
+    """What sampling a group has to run: its prompt once, and every token of its selections; 0 of a
+    selector that reads no prompt, whose engine alone knows."""
+    if not rollout.prompt_ids:
+        return 0
     return len(rollout.prompt_ids) + sum(len(s.token_ids) for s in rollout.selections)
 
 
 def scored_tokens(rollout: Rollout) -> int:
-    """What scoring a group has to run: its prompt once, and every different selection once."""
+    """What scoring a group has to run: its prompt once, and every different selection once; 0 as
+    above."""
+    if not rollout.prompt_ids:
+        return 0
     return len(rollout.prompt_ids) + sum(map(len, {s.token_ids for s in rollout.selections}))

@@ -144,9 +144,10 @@ class Trainer:
         what = self._to_sample(iteration)
         with self._stage(iteration, "rollout", len(what[0])) as advance:
             self.at.rollouts = self.teams.select(*what, advance)
-        if self.recipe.decoding != "retriever":
-            self.at.timeline.add("rollout", tokens=sum(map(sampled_tokens, self.at.rollouts)))
         self.at.sampled = self.teams.statistics("selector")
+        if self.recipe.decoding != "retriever":
+            tokens = sum(map(sampled_tokens, self.at.rollouts)) or self.at.sampled.computed
+            self.at.timeline.add("rollout", tokens=tokens)
         self.saving.save(self.at)
 
     def _to_sample(self, iteration: int) -> tuple[list[Example], int, int]:

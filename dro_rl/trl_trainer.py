@@ -269,7 +269,8 @@ def _number(value: Any) -> float:
 
 def _config(recipe: Recipe, steps: int, size: int, scratch: str) -> GRPOConfig:
     """TRL's settings for `steps` optimiser steps of iterations of `size` questions."""
-    algorithm, training, section = recipe.algorithm, recipe.training, recipe.selector
+    algorithm, training = recipe.algorithm, recipe.training
+    section = recipe.causal_lm("selector")
     assert isinstance(algorithm, TrlGrpoAlgorithm)
     batch = training.batch_size
     fit = max(1, training.tokens_per_microbatch // (algorithm.samples * section.max_length))

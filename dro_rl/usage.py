@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from dro_rl import hardware
 from dro_rl.cluster import Team
-from dro_rl.flops import model_size
+from dro_rl.encoder_section import EncoderSelector
+from dro_rl.flops import ModelSize, encoder_size, model_size
 from dro_rl.hardware import Memory
+from dro_rl.policy_sections import AnyPolicy
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import ScoredRollout, WeightedRollout
 from dro_rl.reward.scoring import by_documents
@@ -20,7 +22,7 @@ class LearnersUse:
 
     def __init__(self, recipe: Recipe, learners: Mapping[PolicyName, Team]) -> None:
         self.recipe = recipe
-        self.sizes = {p: model_size(recipe.policy(p).model) for p in learners}
+        self.sizes = {p: _size(recipe.policy(p)) for p in learners}
         peaks = {d.key: d.peak for team in learners.values() for d in team.devices()}
         known = [peak for peak in peaks.values() if peak is not None]
         self.peak = sum(known) if len(known) == len(peaks) else None
@@ -61,6 +63,12 @@ class LearnersUse:
     def _references(self, scored: ScoredRollout) -> int:
         every = self.recipe.generator.answers == "any"
         return len(scored.rollout.example.answers) if every else 1
+
+
+def _size(section: AnyPolicy) -> ModelSize:
+    if isinstance(section, EncoderSelector):
+        return encoder_size(section)
+    return model_size(section.model)
 
 
 def _learned(w: WeightedRollout) -> set[tuple[int, ...]]:

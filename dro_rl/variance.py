@@ -90,6 +90,8 @@ def measure(
             "the variance is that of a selector that samples its own selections: this run's "
             "decoding or temperature is another"
         )
+    if recipe.selector.kind != "causal_lm":
+        raise UserError("the variance is measured of a selector that is a causal LM")
     if recipe.selector.lora:
         raise UserError("the variance is measured of full weights: this run's selector has LoRA")
     run = RunDirectory.open(folder)

@@ -1,8 +1,9 @@
 """Supervised warm-up: the policies that DRO starts from, as the paper makes them.
 
-The selector learns the retriever's order with noise, the generator learns to answer from gold
-documents among distractors; a base that both share learns both. A policy with `init: scratch` is
-made first, and pretrained on the built-in world's curriculum or on the corpus.
+The selector learns the retriever's order with noise, an encoder to tell gold documents from others;
+the generator learns to answer from gold documents among distractors; a base that both share learns
+both. A policy with `init: scratch` is made first, and pretrained on the built-in world's curriculum
+or on the corpus.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dro_rl import encoder_warmup
 from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.data import Split
 from dro_rl.data_sections import FactsData
+from dro_rl.encoder_learner import learner_class
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.evaluation import answer_recall
 from dro_rl.learner import Learner
@@ -48,7 +52,7 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
         UserError: a place that exists already or cannot be written, or a recipe that warms up
             nothing.
     """
-    policies: tuple[PolicyName, ...] = ("selector",) if recipe.shares_base else POLICIES
+    policies: tuple[PolicyName, ...] = ("selector",) if recipe.shares_base else recipe.policies
     targets: dict[PolicyName, Path] = {p: _place(recipe, p, output) for p in policies}
     questions = load_questions(recipe, console)
     made: dict[str, str] = {}
@@ -59,9 +63,8 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
         learner = _learner(recipe, policy, base, steps, recipe.warmup.learning_rate)
         _fit(
             learner,
-            _drawing(recipe, learned, base, questions.train),
+            _drawing_batches(recipe, learned, base, questions.train),
             steps,
-            recipe.warmup.batch_size,
             f"warm up {policy}",
             console,
         )
@@ -75,12 +78,22 @@ def warm_up(recipe: Recipe, output: Path | None, console: Console) -> dict[Polic
 # --- what is learned ------------------------------------------------------------------------------
 
 
+def _drawing_batches(
+    recipe: Recipe, policies: Sequence[PolicyName], model: str, questions: Sequence[Example]
+) -> Callable[[], list[list[Target]]]:
+    """What draws the next batch, the targets of each of its questions."""
+    section = recipe.policy(policies[0])
+    if isinstance(section, EncoderSelector):
+        return encoder_warmup.drawing(recipe, section, questions)
+    return _batches(_drawing(recipe, policies, model, questions), recipe.warmup.batch_size)
+
+
 def _drawing(
     recipe: Recipe, policies: Sequence[PolicyName], model: str, questions: Sequence[Example]
 ) -> Callable[[], Target]:
     """What draws the next thing to learn: of any of the policies, from any question."""
     rng = random.Random(f"warmup/{policies[0]}/{recipe.training.seed}")
-    writers = {p: prompt_writer(recipe.policy(p), model) for p in policies}
+    writers = {p: prompt_writer(recipe.causal_lm(p), model) for p in policies}
 
     def draw() -> Target:
         policy = rng.choice(policies) if len(policies) > 1 else policies[0]
@@ -88,6 +101,10 @@ def _drawing(
         return target(recipe, writers[policy], rng.choice(questions), rng)
 
     return draw
+
+
+def _batches(draw: Callable[[], Target], size: int) -> Callable[[], list[list[Target]]]:
+    return lambda: [[draw()] for _ in range(size)]
 
 
 def selector_target(
@@ -164,7 +181,7 @@ def _base(
 ) -> str:
     """The model to warm up; policies of the same sizes share one that is made from scratch."""
     section = recipe.policy(policy)
-    if section.init != "scratch":
+    if isinstance(section, EncoderSelector) or section.init != "scratch":
         return section.init or section.model
     key = repr((section.scratch, section.max_length))
     if key not in made:
@@ -200,7 +217,7 @@ def _facts_base(recipe: Recipe, folder: Path, console: Console) -> None:
 def _corpus_base(
     recipe: Recipe, policy: PolicyName, questions: Split, folder: Path, console: Console
 ) -> None:
-    section = recipe.policy(policy)
+    section = recipe.causal_lm(policy)
     texts = list(
         dict.fromkeys(f"{d.title}: {d.text}" for e in questions.train for d in e.candidates)
     )
@@ -222,7 +239,8 @@ def _corpus_base(
         ids = tokenizer(rng.choice(texts))["input_ids"][: section.max_length]
         return Target((Completion(tuple(ids[:1]), tuple(ids[1:])),), 1 / len(ids))
 
-    _fit(learner, paragraph, steps, recipe.warmup.batch_size, "pretrain on the corpus", console)
+    draw = _batches(paragraph, recipe.warmup.batch_size)
+    _fit(learner, draw, steps, "pretrain on the corpus", console)
     learner.save_policy(folder)
 
 
@@ -235,24 +253,23 @@ def _learner(
     # Supervised: a weighted likelihood, whatever algorithm the run will train with.
     settings = recipe.model_copy(update={"training": training, "algorithm": DroAlgorithm()})
     section = recipe.policy(policy)
-    if section.init == "scratch":  # adapters alone cannot make a model of random weights
+    if section.init == "scratch" and section.lora:  # which alone make no model of random weights
         whole = section.model_copy(update={"lora": None})
         settings = settings.model_copy(update={policy: whole})
-    return Learner(settings, policy, base, steps, learning_rate)
+    return learner_class(recipe, policy)(settings, policy, base, steps, learning_rate)
 
 
 def _fit(
     learner: Learner,
-    draw: Callable[[], Target],
+    draw: Callable[[], list[list[Target]]],
     steps: int,
-    batch_size: int,
     title: str,
     console: Console,
 ) -> None:
     losses: list[float] = []
     with console.stage(title, steps, "steps") as advance:
         for _ in range(steps):
-            told = learner.step_on([[draw()] for _ in range(batch_size)])
+            told = learner.step_on(draw())
             done: dict[PolicyName, StepMetrics] = {learner.policy: told}
             tell_bad_steps(learner.recipe, done, console.say)
             losses.append(told.loss)

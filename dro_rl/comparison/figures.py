@@ -36,6 +36,7 @@ FIGURES = (
     ("f1", "F1 [%]", 100),
     ("gold_recall", "gold recall [%]", 100),
     ("bound", "bound [nats]", 1),
+    ("reward", "mean reward of sampled selections", 1),
     ("effective_sample_size", "effective sample size", 1),
 )
 
@@ -47,7 +48,7 @@ def curves(comparison: Comparison, results: Sequence[Result], metric: str) -> li
         points: dict[int, list[float]] = {}
         for result in results:
             for drawn, summary in zip(result.selections, result.evaluations, strict=True):
-                if result.arm == arm.name and summary[metric] is not None:
+                if result.arm == arm.name and summary.get(metric) is not None:
                     points.setdefault(drawn, []).append(summary[metric])
         if points:
             at = sorted(points)

@@ -117,8 +117,9 @@ class Result:
     questions: Mapping[str, Mapping[str, Any]]  # the last evaluation's, by id
 
     def scores(self, metric: str) -> dict[str, float]:
-        """A figure (em, f1, bound) of every held-out question after the last iteration."""
-        return {question: row[metric] for question, row in self.questions.items()}
+        """A figure of every held-out question that has it, after the last iteration."""
+        found = {question: row.get(metric) for question, row in self.questions.items()}
+        return {question: value for question, value in found.items() if value is not None}
 
     @property
     def final(self) -> dict[str, Any]:

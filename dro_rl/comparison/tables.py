@@ -35,12 +35,15 @@ METRICS = (
     Metric("recall@5", "R@5", 1, 100),
     Metric("gold_recall", "gold", 1, 100),
     Metric("bound", "bound", 3),
+    Metric("reward", "reward", 3),
     Metric("malformed", "malf.", 1, 100),
     Metric("effective_sample_size", "ESS", 2),
     Metric("train_seconds", "seconds", 0),
     Metric("selections_drawn", "selections", 0),
 )
-HEADLINE = tuple(m for m in METRICS if m.key in ("em", "f1", "bound"))
+_OF_ANSWERS = ("em", "f1", "bound")
+_OF_SELECTIONS = ("gold_recall", "reward")  # without a generator
+_ANSWERS_ALONE = (*_OF_ANSWERS, "effective_sample_size")
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,27 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def headline(results: Sequence[Result]) -> tuple[Metric, ...]:
+    """The figures by which arms are compared."""
+    keys = _OF_ANSWERS if _are_answered(results) else _OF_SELECTIONS
+    return tuple(m for m in METRICS if m.key in keys)
+
+
+def _are_answered(results: Sequence[Result]) -> bool:
+    return all(r.final.get("em") is not None for r in results)
+
+
 def arms_table(comparison: Comparison, results: Sequence[Result]) -> Table:
     """A row an arm: the last evaluation as mean over seeds, with 95 % interval half-widths."""
+    hidden = ("reward",) if _are_answered(results) else _ANSWERS_ALONE
+    shown = [m for m in METRICS if m.key not in hidden]
     rows = []
     for arm in comparison.arms:
         finals = [r.final for r in results if r.arm == arm.name]
         if finals:
-            cells = [_with_interval(m, [f.get(m.key) for f in finals]) for m in METRICS]
+            cells = [_with_interval(m, [f.get(m.key) for f in finals]) for m in shown]
             rows.append((arm.name, str(len(finals)), *cells))
-    return Table(("arm", "seeds", *(m.heading for m in METRICS)), tuple(rows))
+    return Table(("arm", "seeds", *(m.heading for m in shown)), tuple(rows))
 
 
 def _with_interval(metric: Metric, values: Sequence[float | None]) -> str:
@@ -85,29 +100,35 @@ def iterations_table(comparison: Comparison, results: Sequence[Result]) -> Table
     """A row an arm and figure: its mean over seeds after each iteration, the warm start first."""
     last = max((len(r.evaluations) for r in results), default=0)
     rows = []
-    for metric in HEADLINE:
+    for metric in headline(results):
         for arm in comparison.arms:
             runs = [r.evaluations for r in results if r.arm == arm.name]
             if runs:
-                columns = [[e[i][metric.key] for e in runs if i < len(e)] for i in range(last)]
-                cells = [metric.text(float(np.mean(c))) if c else "-" for c in columns]
+                columns = [[e[i].get(metric.key) for e in runs if i < len(e)] for i in range(last)]
+                cells = [_mean(metric, c) for c in columns]
                 rows.append((f"{metric.heading}, {arm.name}", *cells))
     headings = ("mean over seeds", "warm start", *map(str, range(1, last)))
     return Table(headings[: last + 1], tuple(rows))
 
 
+def _mean(metric: Metric, values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return metric.text(float(np.mean(known))) if known and len(known) == len(values) else "-"
+
+
 def paired_table(comparison: Comparison, results: Sequence[Result]) -> Table:
     """A row an arm but the first: differences to it, `*` where the interval excludes 0."""
     first, *others = (arm.name for arm in comparison.arms)
+    shown = headline(results)
     by_run = {(r.arm, r.seed): r for r in results}
     rows = []
     for other in others:
         seeds = [s for s in comparison.seeds if {(first, s), (other, s)} <= by_run.keys()]
         if seeds:
             pairs = [(by_run[first, s], by_run[other, s]) for s in seeds]
-            cells = [_difference(m, pairs) for m in HEADLINE]
+            cells = [_difference(m, pairs) for m in shown]
             rows.append((f"{other} - {first}", str(len(seeds)), *cells))
-    return Table(("arms", "seeds", *(m.heading for m in HEADLINE)), tuple(rows))
+    return Table(("arms", "seeds", *(m.heading for m in shown)), tuple(rows))
 
 
 def _difference(metric: Metric, pairs: Sequence[tuple[Result, Result]]) -> str:

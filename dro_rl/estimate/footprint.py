@@ -50,7 +50,7 @@ class Footprint:
 
 def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Footprint:
     """Of a learner's process, at the end of a step's last forward pass."""
-    section, load = recipe.policy(policy), largest(recipe, policy)
+    section, load = recipe.causal_lm(policy), largest(recipe, policy)
     width, ranks = _width(section), section.ranks
     trained = (shape.adapters(section.lora) if section.lora else shape.parameters) / ranks
     weights = shape.parameters / ranks * (width if section.lora else _FLOAT32)
@@ -98,7 +98,7 @@ def engine(
     recipe: Recipe, policy: PolicyName, shape: Shape, device: str, gpu_gib: float
 ) -> Footprint:
     """Of a policy's engine. On a GPU, vLLM takes its share of the card, whatever the model."""
-    section, rollout = recipe.policy(policy), recipe.rollout
+    section, rollout = recipe.causal_lm(policy), recipe.rollout
     weights = shape.parameters * _width(section) * _times_held(recipe, policy, device)
     if rollout.engine == "transformers":
         parts = _gib(
@@ -191,7 +191,7 @@ def _times_held(recipe: Recipe, policy: PolicyName, device: str) -> int:
     own process."""
     if device == "gpu" or policy not in recipe.algorithm.train:
         return 1
-    if recipe.policy(policy).lora:
+    if recipe.causal_lm(policy).lora:
         return 3
     return 1 if recipe.cluster.mode == "local" else 2
 
@@ -212,7 +212,7 @@ def _sequences(recipe: Recipe, policy: PolicyName) -> int:
 def _prefilled(recipe: Recipe, policy: PolicyName) -> int:
     samples = recipe.algorithm.samples if policy == "selector" else 1
     prompts = max(1, recipe.rollout.max_sequences // samples)
-    return prompts * recipe.policy(policy).max_length
+    return prompts * recipe.causal_lm(policy).max_length
 
 
 def _gib(**sizes: float) -> dict[str, float]:
@@ -232,15 +232,17 @@ def processes(
     for _ in range(recipe.cluster.reward_workers):
         yield reward(recipe, shapes["generator"], device)
     for policy in recipe.algorithm.train:
-        for _ in range(recipe.policy(policy).ranks):
+        for _ in range(recipe.causal_lm(policy).ranks):
             yield learner(recipe, policy, shapes[policy], device)
 
 
 def _on_one_base(recipe: Recipe, shape: Shape, device: str, gpu_gib: float) -> Iterator[Footprint]:
     """The engines and the learner of `generator.share_base_with: selector`, each with the base
     once and an adapter a policy."""
-    base = shape.parameters * _width(recipe.selector) / GIB
-    both = sum(shape.adapters(s.lora) for s in (recipe.selector, recipe.generator) if s.lora)
+    base = shape.parameters * _width(recipe.causal_lm("selector")) / GIB
+    both = sum(
+        shape.adapters(s.lora) for s in (recipe.causal_lm("selector"), recipe.generator) if s.lora
+    )
     adapters = both * _FLOAT32 / GIB
     alone = engine(recipe, "selector", shape, device, gpu_gib)
     parts = {**alone.parts, "weights": base + adapters}

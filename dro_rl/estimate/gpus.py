@@ -94,7 +94,7 @@ def _hints(
     """What to change."""
     hints = []
     for f in group:
-        least = smallest_cache(recipe.policy(f.policy), shapes[f.policy])
+        least = smallest_cache(recipe.causal_lm(f.policy), shapes[f.policy])
         if "engine" in f.role and f.parts["cache"] < least:
             hints.append(
                 f"the share of the {f.role} leaves {f.parts['cache']:.1f} GiB for keys and values, "
@@ -104,7 +104,7 @@ def _hints(
     if fits:
         return hints
     big = max(group, key=lambda f: f.total)
-    section = recipe.policy(big.policy)
+    section = recipe.causal_lm(big.policy)
     if "engine" in big.role:
         return [*hints, "lower rollout.gpu_memory_utilization"]
     settings = []

@@ -20,7 +20,7 @@ class Pass:
 
 def largest(recipe: Recipe, policy: PolicyName) -> Pass:
     """Of a learner or, for the generator, of the reward service."""
-    section, samples = recipe.policy(policy), recipe.algorithm.samples
+    section, samples = recipe.causal_lm(policy), recipe.algorithm.samples
     completions = samples * section.max_new_tokens
     question = samples * section.max_length
     if policy == "selector" and section.likelihood == "auto":  # its m completions share a prompt

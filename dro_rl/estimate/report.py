@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.estimate import footprint
 from dro_rl.estimate.footprint import PARTS, Footprint
 from dro_rl.estimate.gpus import verdicts
@@ -45,8 +46,10 @@ def memory_in_words(recipe: Recipe, gpus: tuple[int, float] | None) -> list[str]
     Args:
         gpus: how many, and of how much memory each [GiB]; None: on a CPU.
     """
+    if isinstance(recipe.selector, EncoderSelector) or recipe.generator.is_none:
+        return ["Memory: not estimated for an encoder, or without a generator."]
     shapes: dict[PolicyName, Shape] = {
-        p: shape for p in POLICIES if (shape := shape_of(recipe.policy(p)))
+        p: shape for p in POLICIES if (shape := shape_of(recipe.causal_lm(p)))
     }
     unknown: list[PolicyName] = [p for p in POLICIES if p not in shapes]
     if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -32,15 +33,37 @@ class EvaluatedExample:
     `documents` (0-based indices into the candidates, in order), `malformed` and `answer` are of
     the greedy selection and the greedy answer from it. `log_likelihoods` are log p_g(y|x,d_zi) and
     `selector_logps` are log p_s(z_i|x) of the m selections sampled from the selector [nats, sums
-    over tokens].
+    over tokens]. Without a generator there is no answer (None) and no likelihood; `log_rewards` are
+    log r(z_i) of the same selections then [nats, -inf where r is 0].
     """
 
     example: Example
     documents: tuple[int, ...]
     malformed: bool
-    answer: str
+    answer: str | None
     log_likelihoods: tuple[float, ...]
     selector_logps: tuple[float, ...]
+    log_rewards: tuple[float, ...] = ()
+
+    @property
+    def em(self) -> float | None:
+        return None if self.answer is None else exact_match(self.answer, self.example.answers)
+
+    @property
+    def f1(self) -> float | None:
+        if self.answer is None:
+            return None
+        return f1(self.answer, self.example.answers, self.example.metric)
+
+    @property
+    def bound(self) -> float | None:
+        """[nats]"""
+        return log_mean_exp(self.log_likelihoods) if self.log_likelihoods else None
+
+    @property
+    def reward(self) -> float | None:
+        """The mean of r over the sampled selections."""
+        return _mean(map(math.exp, self.log_rewards)) if self.log_rewards else None
 
 
 def summarise(
@@ -59,6 +82,9 @@ def summarise(
     m; `selector_entropy` is the Monte Carlo estimate of the entropy of p_s(z|x), the mean of
     -log p_s(z_i|x) [nats].
 
+    Without a generator `em`, `f1`, `bound`, `bound_se` and `effective_sample_size` are None, and
+    there is `reward`, the mean of r over the sampled selections.
+
     Raises:
         UserError: there are no questions, or a question's log-likelihoods are missing or not
             finite, named by its id.
@@ -67,23 +93,25 @@ def summarise(
         raise UserError("no questions to evaluate on: raise data.evaluation_questions")
     for one in evaluated:
         _check(one)
-    bounds = [log_mean_exp(one.log_likelihoods) for one in evaluated]
     recalls = {
         f"recall@{k}": _mean(answer_recall(one.example, one.documents, k) for one in evaluated)
         for k in (1, 3, 5)
     }
-    gold = [gold_recall(one.example, one.documents) for one in evaluated]
-    found = [share for share in gold if share is not None]
+    bounds = _known(one.bound for one in evaluated)
+    rewards = _known(one.reward for one in evaluated)
     return {
         "iteration": iteration,
         "questions": len(evaluated),
-        "em": _mean(exact_match(one.answer, one.example.answers) for one in evaluated),
-        "f1": _mean(f1(one.answer, one.example.answers, one.example.metric) for one in evaluated),
+        "em": _mean_known(one.em for one in evaluated),
+        "f1": _mean_known(one.f1 for one in evaluated),
         **recalls,
-        "gold_recall": _mean(found) if found else None,
-        "bound": _mean(bounds),
+        "gold_recall": _mean_known(gold_recall(one.example, one.documents) for one in evaluated),
+        "bound": _mean_known(bounds),
         "bound_se": _standard_error(bounds),
-        "effective_sample_size": _mean(_effective(one.log_likelihoods) for one in evaluated),
+        **({"reward": _mean(rewards)} if rewards else {}),
+        "effective_sample_size": _mean_known(
+            _effective(one.log_likelihoods) if one.log_likelihoods else None for one in evaluated
+        ),
         "malformed": _mean(one.malformed for one in evaluated),
         "selector_entropy": _mean(-_mean(one.selector_logps) for one in evaluated),
         "seconds": seconds,
@@ -91,10 +119,10 @@ def summarise(
 
 
 def _check(one: EvaluatedExample) -> None:
-    for name, values, policy in (
-        ("log-likelihoods of the answer", one.log_likelihoods, "generator"),
-        ("log-probabilities of selections", one.selector_logps, "selector"),
-    ):
+    asked = [("log-probabilities of selections", one.selector_logps, "selector")]
+    if one.answer is not None:
+        asked.insert(0, ("log-likelihoods of the answer", one.log_likelihoods, "generator"))
+    for name, values, policy in asked:
         if not values or not np.isfinite(values).all():
             raise UserError(
                 f"example {one.example.id!r}: the {name} must be one finite number or more, not "
@@ -105,6 +133,15 @@ def _check(one: EvaluatedExample) -> None:
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean_known(values: Iterable[float | None]) -> float | None:
+    known = _known(values)
+    return _mean(known) if known else None
 
 
 def _standard_error(values: Sequence[float]) -> float | None:

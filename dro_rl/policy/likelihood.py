@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,9 +47,42 @@ class Completion:
         return len(self.prompt_ids) + len(self.token_ids)
 
     @property
+    def asked(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `AnyCompletion`."""
+        return self.prompt_ids, self.token_ids
+
+    @property
     def read(self) -> tuple[int, ...]:
         """The tokens that the model reads: the last is predicted, never read."""
         return (*self.prompt_ids, *self.token_ids[:-1])
+
+
+class AnyCompletion(Protocol):
+    """What a policy is asked the likelihood of: tokens, or documents picked one by one."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def asked(self) -> tuple[Any, ...]:
+        """What the policy's other users are asked the same with: the arguments of `probe`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class AnyLikelihood(Protocol):
+    """Log-likelihoods under one policy: a causal LM's (`Likelihood`), or an encoder's. Completions
+    are of the policy's own kind."""
+
+    why_dense: str | None
+    checks_by_itself: bool
+
+    def describe(self) -> str: ...
+    def cost(self, completions: Sequence[Any]) -> int: ...
+    def of(self, completions: Sequence[Any]) -> Tensor: ...
+    def tokens(self, completions: Sequence[Any]) -> Tensor: ...
+    def check(self, completions: Sequence[Any]) -> None: ...
 
 
 class Likelihood:
@@ -180,7 +213,7 @@ def _alike(completions: Sequence[Completion]) -> list[Completion]:
 
 
 def batches(
-    likelihood: Likelihood, groups: Sequence[Sequence[Completion]], tokens: int
+    likelihood: AnyLikelihood, groups: Sequence[Sequence[AnyCompletion]], tokens: int
 ) -> Iterator[slice]:
     """Runs of groups, in their order, whose forward pass takes at most so many tokens; a larger
     group is alone in its run."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dro_rl.policy.likelihood import Completion, Likelihood
+from dro_rl.policy.likelihood import AnyCompletion, AnyLikelihood, Completion
 from dro_rl.prompts import PromptWriter
 from dro_rl.records import Example, TokenTargets
 
@@ -23,7 +23,7 @@ class Target:
     `tokens` PPO's targets.
     """
 
-    completions: tuple[Completion, ...]
+    completions: tuple[AnyCompletion, ...]
     coefficient: float = 1.0
     truncated_documents: int = 0
     logq: tuple[float, ...] = ()
@@ -49,7 +49,7 @@ def answer_target(
     return Target(completions, coefficient, truncated_documents=prompt.truncated_documents)
 
 
-def target_log_likelihoods(likelihood: Likelihood, targets: Sequence[Target]) -> Tensor:
+def target_log_likelihoods(likelihood: AnyLikelihood, targets: Sequence[Target]) -> Tensor:
     """log of the sum over each target's completions of p(completion | prompt) [nats], float32.
 
     At least one target; returns (targets,).

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
-from dro_rl.errors import UserError
-from dro_rl.jsonlines import located
-from dro_rl.model_folders import refuse_pickled
+from dro_rl import model_folders
 
 
 def local_model(name: str) -> Path:
@@ -17,27 +14,7 @@ def local_model(name: str) -> Path:
     Raises:
         UserError: it is neither a folder nor on the hub.
     """
-    folder = located(name)
-    if os.path.isdir(folder):  # Path's own raises at long names
-        for place in (folder, *filter(os.path.isdir, folder.iterdir())):  # a module each
-            refuse_pickled(place, f"retrieval.model: {name}")
-        return folder.absolute()
-    from huggingface_hub import snapshot_download
-
-    try:
-        unneeded = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
-        unsafe = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]
-        found = Path(snapshot_download(name, ignore_patterns=[*unneeded, *unsafe]))
-    except Exception as error:  # the hub's client raises a dozen unrelated kinds
-        raise UserError(
-            f"retrieval.model: {name} is neither a folder nor a model that the hub gave: {error}"
-        ) from error
-    if not any(found.rglob("*.safetensors")):
-        raise UserError(
-            f"retrieval.model: {name} has no weights in safetensors, and others, which can run "
-            "code when they are read, are not taken: choose another model"
-        )
-    return found
+    return model_folders.local_model(name, "retrieval.model")
 
 
 def model_identity(folder: Path) -> str:

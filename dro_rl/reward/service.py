@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion, Likelihood, batches
+from dro_rl.policy.likelihood import AnyLikelihood, Completion, Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
@@ -32,7 +32,7 @@ class RewardService:
 
     Args:
         recipe: the experiment.
-        model: the generator to start with.
+        model: the generator to start with; "none" for a reward that needs none.
         learning: its learner's model, where that lives in this process: then scores are of that,
             as it is when they are asked for.
     """
@@ -40,14 +40,19 @@ class RewardService:
     def __init__(self, recipe: Recipe, model: str, learning: Any = None) -> None:
         torch.set_num_threads(recipe.cluster.threads)
         self.recipe = recipe
-        self.writer = causal_lm.prompt_writer(recipe.generator, model)
+        self.tokens = 0
+        if not recipe.generator.is_none:
+            self._take_generator(model, learning)
+
+    def _take_generator(self, model: str, learning: Any) -> None:
+        generator = self.recipe.generator
+        self.writer = causal_lm.prompt_writer(generator, model)
         self.model = learning
         self.received: causal_lm.Received | None = None
         if learning is None:
-            self.model = causal_lm.load_model(recipe.generator, model, training=False)
-            self.received = causal_lm.Received(recipe.generator)
-        self.likelihood = Likelihood(self.model, recipe.generator.likelihood)
-        self.tokens = 0
+            self.model = causal_lm.load_model(generator, model, training=False)
+            self.received = causal_lm.Received(generator)
+        self.likelihood: AnyLikelihood = Likelihood(self.model, generator.likelihood)
 
     @cached_property
     def reward(self) -> Reward:

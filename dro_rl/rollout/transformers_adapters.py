@@ -16,9 +16,9 @@ from dro_rl.rollout.transformers_engine import TransformersEngine
 
 def adapter_engines(recipe: Recipe, model_dir: str) -> dict[PolicyName, TransformersAdapter]:
     """An engine for each policy, on one copy of the base; see `TransformersEngine`."""
-    model: Any = causal_lm.load_model(recipe.selector, model_dir, training=False)
+    model: Any = causal_lm.load_model(recipe.causal_lm("selector"), model_dir, training=False)
     for policy in POLICIES:
-        model = add_served(model, recipe.policy(policy), policy)
+        model = add_served(model, recipe.causal_lm(policy), policy)
     return {p: TransformersAdapter(model_dir, recipe, p, model) for p in POLICIES}
 
 
@@ -29,7 +29,7 @@ class TransformersAdapter(TransformersEngine):
         self._policy = policy
         super().__init__(
             model_dir,
-            section=recipe.policy(policy),
+            section=recipe.causal_lm(policy),
             rollout=recipe.rollout,
             seed=recipe.training.seed,
             model=model,

@@ -27,7 +27,7 @@ def adapter_engines(recipe: Recipe, model_dir: str) -> dict[PolicyName, VllmAdap
     Raises:
         UserError: an adapter's rank is larger than vLLM serves.
     """
-    sections = [recipe.policy(p) for p in POLICIES]
+    sections = [recipe.causal_lm(p) for p in POLICIES]
     longest = max(sections, key=lambda s: s.max_length)
     rank = max(s.lora.rank for s in sections if s.lora)
     rooms = [room for room in get_args(MaxLoRARanks) if room >= rank]
@@ -63,7 +63,7 @@ class VllmAdapter(VllmEngine):
     ) -> None:
         super().__init__(
             model_dir,
-            section=recipe.policy(policy),
+            section=recipe.causal_lm(policy),
             rollout=recipe.rollout,
             seed=recipe.training.seed,
             llm=llm,

@@ -48,7 +48,7 @@ class RolloutWorker:
 
         torch.set_num_threads(recipe.cluster.threads)  # local mode imported torch before us
         self._recipe = recipe
-        section = recipe.policy(policy)
+        section = recipe.causal_lm(policy)
         self._writer = prompt_writer(section, model_dir)
         self._received = Received(section) if engine is None else None
         self._engine: Engine = engine or _engine_class(recipe.rollout.engine)(

@@ -89,7 +89,8 @@ def held_out_rollouts(run: RunDirectory) -> dict[str, Any]:
 
 
 def _evaluated(row: Mapping[str, Any]) -> dict[str, Any]:
-    weights = _softmax([s["log_likelihood"] for s in row["samples"]])
+    rewards = [_log_reward(s) for s in row["samples"]]
+    weights = _softmax(rewards)
     return {
         "greedy": row["documents"],
         "malformed": row["malformed"],
@@ -97,14 +98,15 @@ def _evaluated(row: Mapping[str, Any]) -> dict[str, Any]:
         "em": row["em"],
         "f1": row["f1"],
         "bound": _short(row["bound"]),
+        "reward": _short(row.get("reward")),
         "samples": [
             {
                 "documents": s["documents"],
                 "logp": _short(s["logp"]),
-                "log_reward": _short(s["log_likelihood"]),
+                "log_reward": _short(reward),
                 "weight": _short(weight),
             }
-            for s, weight in zip(row["samples"], weights, strict=True)
+            for s, reward, weight in zip(row["samples"], rewards, weights, strict=True)
         ],
     }
 
@@ -134,7 +136,15 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _log_reward(sample: Mapping[str, Any]) -> float:
+    """Of a held-out selection: what its weight follows from."""
+    value = sample.get("log_likelihood", sample.get("log_reward"))
+    return -math.inf if value is None else value
+
+
 def _softmax(values: Sequence[float]) -> list[float]:
+    if max(values) == -math.inf:
+        return [0.0] * len(values)
     shifted = np.exp(np.asarray(values) - max(values))
     return (shifted / shifted.sum()).tolist()
 

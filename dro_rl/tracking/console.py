@@ -36,9 +36,12 @@ _COLUMNS = (
     ("gold_recall", "gold", "{:.1f}", 100),
     ("bound", "bound", "{:.3f}", 1),
     ("bound_se", "± s.e.", "{:.3f}", 1),
+    ("reward", "reward", "{:.3f}", 1),
     ("effective_sample_size", "ESS", "{:.2f}", 1),
     ("malformed", "malf.", "{:.1f}", 100),
 )
+
+_OF_ANSWERS = ("em", "f1", "bound", "bound_se", "effective_sample_size")
 
 
 class Console:
@@ -94,10 +97,11 @@ class Console:
         """The table of a run: a row an iteration, the warm start first."""
         table = Table(box=box.SIMPLE_HEAD, title="Held-out questions, greedy decoding (rates in %)")
         table.add_column("iteration", justify="right")
-        for _, heading, _, _ in _COLUMNS:
+        columns = _columns(summaries)
+        for _, heading, _, _ in columns:
             table.add_column(heading, justify="right")
         for summary in summaries:
-            cells = [_figure(summary, key, form, factor) for key, _, form, factor in _COLUMNS]
+            cells = [_figure(summary, key, form, factor) for key, _, form, factor in columns]
             name = "warm start" if summary["iteration"] == 0 else str(summary["iteration"])
             table.add_row(name, *cells)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
@@ -168,7 +172,7 @@ class Console:
         moves = [
             f"{heading} " + " -> ".join(_figure(s, key, form, factor) for s in (first, last))
             for key, heading, form, factor in _COLUMNS
-            if key in ("em", "f1", "gold_recall", "bound") and last.get(key) is not None
+            if key in ("em", "f1", "gold_recall", "bound", "reward") and last.get(key) is not None
         ]
         self.say(f"iteration {last['iteration']}: {', '.join(moves)} (warm start -> now)")
 
@@ -219,6 +223,13 @@ def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _columns(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, float]]:
+    """Without a generator there are no answers, and a reward instead."""
+    answered = any(summary.get("em") is not None for summary in summaries)
+    hidden = ("reward",) if answered else _OF_ANSWERS
+    return [column for column in _COLUMNS if column[0] not in hidden]
 
 
 def _figure(summary: Mapping[str, Any], key: str, form: str, factor: float) -> str:

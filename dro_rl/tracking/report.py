@@ -23,7 +23,7 @@ from dro_rl.tracking.browsing import held_out_rollouts, training_rollouts
 from dro_rl.tracking.pages import page
 from dro_rl.tracking.run_directory import RunDirectory, write_text
 
-_HEADLINE = ("em", "f1", "recall@1", "recall@3", "recall@5", "gold_recall", "bound")
+_HEADLINE = ("em", "f1", "recall@1", "recall@3", "recall@5", "gold_recall", "bound", "reward")
 _STEP_METRICS = (
     "rollout/effective_sample_size",
     "rollout/largest_weight",
@@ -129,7 +129,7 @@ def _run(run: RunDirectory, name: str) -> dict[str, Any]:
 def _figures(run: RunDirectory, iteration: int) -> list[dict[str, Any]]:
     """Of each held-out question what the page counts, without its texts."""
     return [
-        {key: row[key] for key in ("example", "documents", *_HEADLINE)}
+        {key: row.get(key) for key in ("example", "documents", *_HEADLINE)}
         for row in run.evaluated_questions(iteration, stored.Answered)
     ]
 
@@ -157,7 +157,7 @@ def _headline(
     first, last = evaluations[0], evaluations[-1]
     rows = []
     for key in _HEADLINE:
-        if first[key] is None:
+        if first.get(key) is None:
             continue
         row = {"key": key, "before": first[key], "after": last[key]}
         if last is not first:

@@ -30,6 +30,7 @@ class _Figures(Stored):
     recall_5: _Figure = Field(alias="recall@5")
     gold_recall: _Figure
     bound: _Figure
+    reward: _Figure = None
 
 
 class Iteration(Stored):
@@ -47,7 +48,8 @@ class Summary(Iteration, _Figures):
 class _Drawn(Stored):
     documents: list[_Place]
     logp: float
-    log_likelihood: float
+    log_likelihood: float | None = None  # or, without a generator:
+    log_reward: float | None = None  # null where the reward is 0
 
 
 class Answered(_Figures):
@@ -56,7 +58,7 @@ class Answered(_Figures):
     example: str
     question: str
     answers: list[str]
-    answer: str
+    answer: str | None
     malformed: bool
     documents: list[_Place]
     samples: list[_Drawn] = Field(min_length=1)

@@ -111,7 +111,7 @@ function questionDetail(block, question, at, go) {
     element("h3", {}, question.question),
     element("p", { class: "note" }, `${question.id} · reference: ${question.answers.join(" | ")}`),
     element("div", { class: "controls" }, step(-1, "‹ earlier"), iterations, step(1, "later ›")),
-    ...(known(view.answer) ? greedyLines(view) : []),
+    ...(known(view.greedy) ? greedyLines(view) : []),
     samplesTable(view),
     element("h3", {}, "Candidates"),
     candidateList(block, view),
@@ -120,6 +120,7 @@ function questionDetail(block, question, at, go) {
 
 function greedyLines(view) {
   const right = view.em === 1;
+  if (!known(view.answer)) return [element("p", {}, `Selected, reward of samples ${figure(view.reward)}: `, ...documentChips(view, view.greedy))];
   return [
     element("p", {}, "Answer ", element("strong", { class: right ? "up" : "down" }, view.answer || "(empty)"), right ? " – right" : ` – F1 ${percent(view.f1)}`, `, bound ${figure(view.bound)} nats`),
     element("p", {}, "from ", ...documentChips(view, view.greedy)),

@@ -2,10 +2,11 @@
 
 const HEADLINE_LABELS = {
   em: "EM [%]", f1: "F1 [%]", "recall@1": "recall@1 [%]", "recall@3": "recall@3 [%]", "recall@5": "recall@5 [%]",
-  gold_recall: "gold recall [%]", bound: "bound [nats]",
+  gold_recall: "gold recall [%]", bound: "bound [nats]", reward: "reward",
 };
 const EVALUATION_CURVES = [
   ["em", "Exact match [%]", 100], ["f1", "F1 [%]", 100], ["bound", "Bound, ± standard error [nats]", 1],
+  ["reward", "Mean reward of sampled selections", 1],
   ["effective_sample_size", "Effective sample size", 1], ["malformed", "Malformed selections [%]", 100],
   ["selector_entropy", "Selector entropy [nats]", 1],
 ];
@@ -28,7 +29,7 @@ function summarise() {
   for (const run of RUNS) {
     const last = run.evaluations.at(-1);
     const rows = run.headline.map((r) => {
-      const show = r.key === "bound" ? (x) => figure(x) : percent;
+      const show = ["bound", "reward"].includes(r.key) ? (x) => figure(x) : percent;
       const interval = known(r.low) ? `${signed(r.low, show)} to ${signed(r.high, show)}` : "–";
       const sure = known(r.low) && (r.low > 0 || r.high < 0);
       return [HEADLINE_LABELS[r.key], show(r.before), show(r.after),

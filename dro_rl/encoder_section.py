@@ -1,0 +1,76 @@
+"""The recipe's `selector: {kind: encoder}`: a sentence encoder that scores candidates."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from dro_rl.sections import Section
+
+_ALGORITHMS = ("dro", "maxrl", "grpo", "rloo", "reinforce")
+
+
+class EncoderSelector(Section):
+    """A bi-encoder or cross-encoder of sentence-transformers. Its policy is Plackett-Luce: K picks
+    without replacement, each a softmax of the scores of what is left."""
+
+    kind: Literal["encoder"]
+    model: str = Field(description="what training starts from: a folder or a hub name")
+    init: str | None = Field(
+        default=None,
+        description="what `dro-rl warmup` makes `model` from: a folder or a hub name; without it "
+        "`model` is used as it is",
+    )
+    documents: PositiveInt = Field(default=5, description="K, documents a selection holds")
+    conditional: bool = Field(
+        default=False,
+        description="score anew after each pick, with the picked text appended to the question: "
+        "what the second document is to be may stand in the first",
+    )
+    scale: PositiveFloat | None = Field(
+        default=None,
+        description="multiplies similarities before the softmax; by default 20 for a bi-encoder's "
+        "cosine, as in sentence-transformers' in-batch loss, and 1 for other scores",
+    )
+    train: Literal["all", "head"] = Field(
+        default="all",
+        description="head: a linear map after a frozen bi-encoder, whose vectors are computed "
+        "once a text; saved as a Dense module",
+    )
+    max_length: PositiveInt | None = Field(
+        default=None,
+        description="tokens of a text (of a cross-encoder, of question and document together); by "
+        "default, and at most, the encoder's own limit; longer ones are cut, and counted",
+    )
+    learning_rate: PositiveFloat = 2e-5
+
+    # What the loop reads of every policy, and no recipe decides here.
+    dtype: ClassVar[Literal["float32"]] = "float32"
+    ranks: ClassVar[int] = 1
+    lora: ClassVar[None] = None
+
+
+def check_encoder(algorithm: str, decoding: str, truncates: bool, shares_base: bool) -> None:
+    """Refuse settings that are of selectors that are causal LMs.
+
+    Args:
+        algorithm: its kind.
+        decoding: the recipe's `rollout.decoding`.
+        truncates: whether it samples with top-p or top-k.
+    Raises:
+        ValueError: there is one.
+    """
+    if algorithm not in _ALGORITHMS:
+        raise ValueError(
+            f"algorithm.kind: {algorithm} is for a selector that is a causal LM: an encoder takes "
+            + ", ".join(_ALGORITHMS)
+        )
+    if decoding != "free":
+        raise ValueError(
+            "rollout.decoding: an encoder picks distinct documents by itself: leave it out"
+        )
+    if truncates:
+        raise ValueError("rollout.top_p and top_k are of tokens, and an encoder samples none")
+    if shares_base:
+        raise ValueError("generator.share_base_with: an encoder has no base to share: leave it out")

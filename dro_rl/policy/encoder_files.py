@@ -1,0 +1,103 @@
+"""From a folder or hub name to an encoder, and what is refused before one is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dro_rl.encoder_section import EncoderSelector
+from dro_rl.errors import UserError
+from dro_rl.model_folders import local_model
+from dro_rl.policy.encoder import BiEncoder, Encoder, PairEncoder
+
+Kind = Literal["bi-encoder", "cross-encoder"]
+
+
+def load_encoder(section: EncoderSelector, name: str) -> Encoder:
+    """The encoder that `name` holds, in float32, on this process's GPU where it has one.
+
+    Raises:
+        UserError: it is none, or lacks what it needs to score texts.
+    """
+    import sentence_transformers  # seconds to import
+
+    kind = check_encoder(section, name)
+    classes = {
+        "bi-encoder": sentence_transformers.SentenceTransformer,
+        "cross-encoder": sentence_transformers.CrossEncoder,
+    }
+    try:
+        plain: Any = classes[kind](
+            str(local_model(name, "selector.model")),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            model_kwargs={"use_safetensors": True},
+            local_files_only=True,
+            trust_remote_code=False,
+        ).float()
+    except Exception as error:  # a damaged file makes the library raise a dozen unrelated kinds
+        raise _not_loadable(name, error) from error
+    if not callable(getattr(plain, "tokenizer", None)):
+        raise UserError(f"selector.model: {name} has no tokenizer of Hugging Face's kind")
+    if section.max_length:
+        plain.max_seq_length = min(section.max_length, plain.max_seq_length or section.max_length)
+    made = BiEncoder if kind == "bi-encoder" else PairEncoder
+    return made(section, plain, name).train(False)
+
+
+def check_encoder(section: EncoderSelector, name: str) -> Kind:
+    """Which kind of encoder a name holds, from its configuration alone.
+
+    Raises:
+        UserError: none; or it lacks its pooling or its tokenizer; or it is a cross-encoder, and
+            only a head is to learn.
+    """
+    folder = local_model(name, "selector.model")
+    kind = _kind(folder, name)
+    if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
+        raise UserError(
+            f"selector.model: {name} has no tokenizer (neither tokenizer.json nor "
+            "tokenizer_config.json): save it there with tokenizer.save_pretrained(FOLDER)"
+        )
+    if kind == "cross-encoder" and section.train == "head":
+        raise UserError(
+            f"selector.train: head is a linear map of a bi-encoder's vectors, and {name} is a "
+            "cross-encoder: set selector.train: all"
+        )
+    return kind
+
+
+def _kind(folder: Path, name: str) -> Kind:
+    told = _json(folder / "config_sentence_transformers.json", name, {})
+    if told.get("model_type") == "CrossEncoder":
+        return "cross-encoder"
+    modules = _json(folder / "modules.json", name, None)
+    if modules is None:
+        architectures = _json(folder / "config.json", name, {}).get("architectures") or [""]
+        if str(architectures[0]).endswith("ForSequenceClassification"):
+            return "cross-encoder"
+    types = [str(module.get("type")) for module in modules or []]
+    if any("Pooling" in t for t in types) or (types and not types[0].endswith(".Transformer")):
+        return "bi-encoder"
+    raise UserError(
+        f"selector.model: {name} has no pooling, so it makes no vector of a text: give a folder "
+        "that sentence-transformers saved, with modules.json and a Pooling among them, or a "
+        "cross-encoder's"
+    )
+
+
+def _json(path: Path, name: str, default: Any) -> Any:
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else default
+    except ValueError as error:
+        raise UserError(f"selector.model: {name}: its {path.name} is not JSON ({error})") from error
+
+
+def _not_loadable(name: str, error: Exception) -> UserError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return UserError(
+        f"selector.model: {name} cannot be loaded as an encoder of sentence-transformers "
+        f"({first_line}): give a folder that the library saved, or a hub name"
+    )

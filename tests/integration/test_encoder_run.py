@@ -1,0 +1,194 @@
+"""Whole runs of an encoder without a generator, in this process: the same trainer, algorithms,
+evaluation, checkpoints and report as of two causal LMs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console as RichConsole
+
+from dro_rl.comparison.runs import Run, read_result
+from dro_rl.comparison.tables import headline
+from dro_rl.errors import UserError
+from dro_rl.inference import evaluate_run
+from dro_rl.pipeline import load_pipeline
+from dro_rl.recipe import Recipe
+from dro_rl.recipe_file import load_recipe
+from dro_rl.tracking.console import Console
+from dro_rl.tracking.report import write_report
+from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.trainer import train
+from dro_rl.warmup import warm_up
+from tests.commands import evaluation, iterations, steps
+from tests.encoders import make_bi_encoder, make_encoder_recipe
+from tests.outcomes import differences
+from tests.tiny import make_example
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """An encoder, and 24 questions to train and 6 to evaluate on."""
+    folder = tmp_path_factory.mktemp("encoder")
+    make_bi_encoder(folder / "model")
+    lines = []
+    for number in range(30):
+        example = make_example(number)
+        documents = [
+            {"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in example.candidates
+        ]
+        row = {
+            "id": f"q{number}",
+            "question": f"{example.question} {number}",
+            "answers": [example.answers[0]],
+            "documents": documents,
+        }
+        lines.append(json.dumps(row))
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def recipe(folder: Path, run: Path, **sections) -> Recipe:
+    data = {"path": str(folder / "data.jsonl"), "evaluation_questions": 6}
+    training = {
+        "iterations": 2,
+        "questions_per_iteration": 16,
+        "batch_size": 8,
+        **sections.pop("training", {}),
+    }
+    return make_encoder_recipe(
+        folder / "model",
+        data=data,
+        training=training,
+        evaluation={"samples": 4},
+        tracking={"run_dir": str(run)},
+        **sections,
+    )
+
+
+def quiet() -> tuple[Console, io.StringIO]:
+    said = io.StringIO()
+    return Console(RichConsole(file=said, width=200)), said
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory) -> Path:
+    """Four iterations of DRO on the oracle's reward."""
+    place = tmp_path_factory.mktemp("dro") / "run"
+    settings = {"training": {"iterations": 4, "questions_per_iteration": "all"}}
+    algorithm = {"samples": 8, "baseline": "uniform"}
+    train(recipe(folder, place, algorithm=algorithm, **settings), quiet()[0])
+    return place
+
+
+def test_dro_learns_to_pick_what_is_rewarded(run):
+    first, last = evaluation(run, 0), evaluation(run, 4)
+    assert last["reward"] > first["reward"] + 0.1
+    assert last["gold_recall"] >= first["gold_recall"]
+    assert 0 < last["selector_entropy"] < first["selector_entropy"]
+    for summary in (first, last):
+        assert summary["malformed"] == 0
+        assert {summary[k] for k in ("em", "f1", "bound", "effective_sample_size")} == {None}
+    for row in iterations(run):
+        assert row["selector/engine_gap"] <= 1e-4
+        assert row["tokens/rollout"] > 0 and row["tokens/learn"] > 0
+    assert steps(run)[0]["selector/logp_gap"] < 1e-3
+
+
+def test_its_report_and_comparison_live_without_answers(run, tmp_path):
+    write_report([RunDirectory.open(run)], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    told = json.loads(re.search(r'id="data"[^>]*>(.*?)</script>', page, re.S)[1])
+    keys = [row["key"] for row in told["runs"][0]["headline"]]
+    assert keys == ["recall@1", "recall@3", "recall@5", "gold_recall", "reward"]
+    result = read_result(Run("dro", 0, load_recipe(str(run / "recipe.yaml")), run))
+    assert [m.key for m in headline([result])] == ["gold_recall", "reward"]
+    assert len(result.scores("reward")) == 6 and result.scores("em") == {}
+
+
+def test_it_answers_with_documents_alone(run):
+    with load_pipeline(run) as pipeline:
+        found = pipeline.answer("Name the Kovac hometown. 0")
+    assert found.text is None and len(found.documents) == 2
+
+
+def test_an_evaluation_is_repeatable(run):
+    before = evaluation(run, 4)
+    console, said = quiet()
+    evaluate_run(run, load_recipe(str(run / "recipe.yaml")), None, 4, console)
+    after = evaluation(run, 4)
+    assert "written" in said.getvalue()
+    assert {k: v for k, v in after.items() if k != "seconds"} == {
+        k: v for k, v in before.items() if k != "seconds"
+    }
+
+
+@pytest.mark.parametrize("train_what", ["all", "head"])
+def test_a_resumed_run_ends_as_an_undisturbed_one(folder, tmp_path, train_what):
+    selector = {"train": train_what}
+    whole, halves = tmp_path / "whole" / "run", tmp_path / "halves" / "run"
+    train(recipe(folder, whole, selector=selector), quiet()[0])
+    train(recipe(folder, halves, selector=selector, training={"iterations": 1}), quiet()[0])
+    on = recipe(folder, halves, selector=selector)
+    train(on, quiet()[0], RunDirectory.open(halves))
+    assert differences(whole, halves) == []
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"kind": "maxrl"},
+        {"kind": "grpo", "kl": 0.1},
+        {"kind": "rloo"},
+        {"kind": "reinforce"},
+        {"kind": "dro", "off": True},
+    ],
+    ids=lambda a: a["kind"] + ("-temperature" if "off" in a else ""),
+)
+def test_other_algorithms_go_the_same_way(folder, tmp_path, algorithm):
+    settings = {"selector": {"conditional": True}}
+    if algorithm.pop("off", False):
+        settings["rollout"] = {"temperature": 1.5, "overlap": 1}
+    algorithm = {"samples": 4, "train": ["selector"], **algorithm}
+    plain = recipe(folder, tmp_path / "run", **settings).resolved()
+    train(Recipe.model_validate({**plain, "algorithm": algorithm}), quiet()[0])
+    assert all(row["selector/grad_norm"] > 0 for row in steps(tmp_path / "run"))
+    assert evaluation(tmp_path / "run", 2)["reward"] is not None
+
+
+def test_two_engines_share_the_questions(folder, tmp_path):
+    train(recipe(folder, tmp_path / "run", rollout={"workers": 2}), quiet()[0])
+    assert evaluation(tmp_path / "run", 2)["reward"] is not None
+
+
+def test_a_run_stops_when_the_reward_no_longer_rises(folder, tmp_path):
+    settings = {"early_stop": {"metric": "reward", "patience": 1}, "iterations": 4}
+    console, said = quiet()
+    slow = {"learning_rate": 1e-12}
+    train(recipe(folder, tmp_path / "run", training=settings, selector=slow), console)
+    assert "stopped early: no better reward since iteration" in said.getvalue()
+
+
+@pytest.mark.parametrize("negatives", ["candidates", "batch"])
+def test_warm_up_learns_the_gold_documents(folder, tmp_path, negatives):
+    settings = {"steps": 30, "batch_size": 8, "learning_rate": 1e-2, "negatives": negatives}
+    console, said = quiet()
+    plain = recipe(folder, tmp_path / "run", warmup=settings)
+    made = warm_up(plain, tmp_path / "made", console)
+    assert list(made) == ["selector"]
+    first, last = said.getvalue().rpartition("loss ")[2].split(" nats")[0].split(" to ")
+    assert float(last) < float(first)
+    trained = recipe(folder, tmp_path / "run", selector={"model": str(made["selector"])})
+    train(trained.model_copy(update={"warmup": plain.warmup}), quiet()[0])
+    assert evaluation(tmp_path / "run", 0)["gold_recall"] > 0.7
+
+
+def test_a_reward_that_needs_a_generator_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="generator: none, and rewards/f1.py needs a generator's"):
+        train(recipe(folder, tmp_path / "run", reward="rewards/f1.py"), quiet()[0])
+    assert not (tmp_path / "run").exists()
