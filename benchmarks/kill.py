@@ -7,7 +7,7 @@ has saved something new, and the same command continues; with `--ray`, Ray's pro
 A run that comes to its end is compared in everything but the time it took (metrics, rollouts,
 evaluations, policies, what is remembered), bit by bit, and another one is begun until there were N
 kills, 20 by default. Learners save after every step. Writes results/kill.json and .md beside this
-file (kill_ray with --ray), and exits with 1 where a run differs.
+file (kill_ray with --ray) after each run, and exits with 1 where one differs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,34 @@ from tests.local_runs import TINY  # noqa: E402
 from tests.outcomes import differences  # noqa: E402
 
 ITERATIONS = 4
+
+
+@dataclass
+class Figures:
+    """What came of the kills so far, and where they hit."""
+
+    seed: int
+    mode: str
+    equal: int = 0
+    different: list[str] = field(default_factory=list)
+    where: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def runs(self) -> int:
+        """That came to their end."""
+        return self.equal + len(self.different)
+
+    def write(self) -> None:
+        told = (
+            f"{self.where.total()} kills in {self.runs} runs of {ITERATIONS} iterations "
+            f"(cluster.mode: {self.mode}, seed {self.seed}): {self.equal} ended as the run that "
+            f"was not killed, {len(self.different)} did not."
+        )
+        places = [[place, str(count)] for place, count in self.where.most_common()]
+        figures = {**vars(self), "kills": self.where.total(), "runs": self.runs}
+        tables = [told, *self.different, table(["killed", "times"], places)]
+        name = "kill_ray" if self.mode == "ray" else "kill"
+        write_results(name, figures, tables, "one thread a process")
 
 
 def words(run: Path, mode: str) -> tuple[str, ...]:
@@ -96,9 +125,10 @@ def main() -> None:
         finish(start(*words(straight, mode)))
         rows = iterations(straight)
         span = sum(v for r in rows for k, v in r.items() if k.startswith("time/")) / ITERATIONS
-        where, equal, different = Counter[str](), 0, list[str]()
+        figures = Figures(options.seed, mode)
+        where = figures.where
         while where.total() < options.kills:
-            run = Path(folder) / f"run-{equal + len(different)}"
+            run = Path(folder) / f"run-{figures.runs}"
             while (place := killed(run, mode, span, moments)) is not None:
                 where[place] += 1
                 print(f"kill {where.total()}: {place}", flush=True)
@@ -106,28 +136,11 @@ def main() -> None:
                     finish(start(*words(run, mode)))
                     break
             apart = differences(run, straight)
-            equal += not apart
+            figures.equal += not apart
             if apart:
-                different.append(f"{run.name}: {', '.join(apart)}")
-                print(different[-1], flush=True)
-    figures = {
-        "seed": options.seed,
-        "mode": mode,
-        "kills": where.total(),
-        "runs": equal + len(different),
-        "equal": equal,
-        "different": different,
-        "where": dict(where),
-    }
-    told = (
-        f"{where.total()} kills in {equal + len(different)} runs of {ITERATIONS} iterations "
-        f"(cluster.mode: {mode}, seed {options.seed}): {equal} ended as the run that was not "
-        f"killed, {len(different)} did not."
-    )
-    places = [[place, str(count)] for place, count in where.most_common()]
-    name = "kill_ray" if options.ray else "kill"
-    write_results(name, figures, [told, table(["killed", "times"], places)], "one thread a process")
-    if different:
+                figures.different.append(f"{run.name}: {', '.join(apart)}")
+            figures.write()
+    if figures.different:
         sys.exit(1)
 
 
