@@ -97,6 +97,10 @@ class Learner:
             **({"ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
 
+    def limit(self, tokens: int) -> None:
+        """Take at most so many tokens through the model at once from now on."""
+        self.objective.passes.tokens = min(tokens, self.objective.passes.tokens)
+
     # --- the step -------------------------------------------------------------------------------
 
     def step(self, batch: Sequence[WeightedRollout]) -> StepMetrics:
