@@ -146,7 +146,7 @@ def load_model(
         lacking = ", ".join(sorted(read["missing_keys"])[:3])
         raise UserError(f"{name}: its weights lack {lacking}: the file is damaged or incomplete")
     if quantised:
-        four_bit.forget(model)
+        four_bit.settle(model)
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device).train(training)

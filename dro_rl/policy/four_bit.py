@@ -41,10 +41,13 @@ def arguments(computes_in: torch.dtype, device: str) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def forget(model: Any) -> None:
-    """Have transformers save what it is given: it would write the 4 bits, and say so in the
-    configuration."""
+def settle(model: Any) -> None:
+    """Have transformers save what it is given (it would write the 4 bits, and say so in the
+    configuration), and bitsandbytes score with the weights that it trains with (on a CPU it would
+    pack them anew, with scales rounded to bfloat16)."""
     del model.hf_quantizer, model.config.quantization_config
+    for layer in packed(model).values():
+        layer.support_avx512bf16_for_cpu = False
 
 
 def packed(model: nn.Module) -> dict[str, Any]:
