@@ -4,7 +4,8 @@
 
 The cases are those of tests/fuzz_targets.py, where it says what one may end in. A target that finds
 something else stops there, and the smallest such case is shown. Without TARGET all run. Each has a
-row in results/fuzz.json and fuzz.md, which the next run of it replaces.
+row in results/fuzz.json and fuzz.md, which the next run of it replaces, and which is written after
+every thousand cases; a thousand are drawn from one seed, the next from the next.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from timing import table
 from dro_rl.libraries import quiet_libraries
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "fuzz.json"
+_PART = 1000  # cases of one seed: hypothesis slows down as it remembers more of them
 _MEMORY = 12 * 2**30  # bytes of address space: a case that takes it all is a finding
 
 
@@ -54,34 +57,39 @@ def main() -> None:
     known = {target.name: target for target in TARGETS}
     found = False
     for name in asked.target or known:
-        row = run(known[name], asked.cases, asked.seed)
-        found |= row["finding"] is not None
-        write(row, [*known])
+        for row in run(known[name], asked.cases, asked.seed):
+            found |= row["finding"] is not None
+            write(row, [*known])
     sys.exit(found)
 
 
-def run(target: Any, cases: int, seed: int) -> dict[str, Any]:
-    """One target's row."""
+def run(target: Any, cases: int, seed: int) -> Iterator[dict[str, Any]]:
+    """One target's row, as far as it has come."""
     from tests.fuzz_targets import Tally, drive
 
     tally, finding, start = Tally(), None, time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            drive(target, cases, Path(folder), tally, seed)
-        except Exception as error:
-            finding = "\n".join([f"{type(error).__name__}: {error}", *error.__notes__])
-            print(f"{target.name}: {finding}", file=sys.stderr)
-    row = {
-        "target": target.name,
-        "cases": tally.results + tally.refused,
-        "results": tally.results,
-        "refused": tally.refused,
-        "finding": finding,
-        "seed": seed,
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    print(row, flush=True)
-    return row
+    parts = [_PART] * (cases // _PART) + [cases % _PART] * (cases % _PART > 0)
+    for number, some in enumerate(parts):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                drive(target, some, Path(folder), tally, seed + number)
+            except Exception as error:
+                notes = getattr(error, "__notes__", [])
+                finding = "\n".join([f"{type(error).__name__}: {error}", *notes])
+                print(f"{target.name}: {finding}", file=sys.stderr)
+        row = {
+            "target": target.name,
+            "cases": tally.results + tally.refused,
+            "results": tally.results,
+            "refused": tally.refused,
+            "finding": finding,
+            "seeds": [seed, seed + number],
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        print(row, flush=True)
+        yield row
+        if finding:
+            return
 
 
 def write(row: dict[str, Any], order: list[str]) -> None:
@@ -97,9 +105,14 @@ def write(row: dict[str, Any], order: list[str]) -> None:
     head = "`fuzz.py`; " + "; ".join(f"{k} {v}" for k, v in about.items())
     lines = [[r["target"], *(f"{r[k]:,}" for k in ("cases", "results", "refused"))] for r in rows]
     for line, r in zip(lines, rows, strict=True):
-        line += ["1" if r["finding"] else "0", str(r["seed"])]
-    columns = ["what", "cases", "results", "clear messages", "anything else", "seed"]
+        line += ["1" if r["finding"] else "0", _seeds(r)]
+    columns = ["what", "cases", "results", "clear messages", "anything else", "seeds"]
     _RESULTS.with_suffix(".md").write_text(f"{head}.\n\n{table(columns, lines)}\n")
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    first, last = row["seeds"]
+    return str(first) if first == last else f"{first}-{last}"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ with 1 where an estimate is off by more than a fifth.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -27,35 +25,31 @@ from benchmarks.timing import prepare, table, write_results  # noqa: E402
 prepare()
 
 import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from benchmarks.world import made_up_rollouts, make_example  # noqa: E402
+from benchmarks.memory import (  # noqa: E402
+    ALLOWED,
+    BFLOAT16,
+    CHECKPOINTED,
+    DOCUMENTS,
+    LORA,
+    SAMPLES,
+    SELECTED,
+    in_own_process,
+    peak,
+)
+from benchmarks.world import made_up_rollouts, make_example, save_model  # noqa: E402
 from dro_rl.estimate import footprint  # noqa: E402
 from dro_rl.estimate.shape import shape_of  # noqa: E402
 from dro_rl.learner import Learner  # noqa: E402
 from dro_rl.policy import causal_lm  # noqa: E402
-from dro_rl.policy.scratch import train_tokenizer  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.records import WeightedRollout  # noqa: E402
-
-ALLOWED = 0.2
-DOCUMENTS, SELECTED, SAMPLES = 8, 2, 4
-# hidden size, layers, MLP, heads, heads of keys
-SIZES = {
-    "tiny": (64, 1, 128, 2, 2),
-    "5M": (256, 6, 688, 4, 4),
-    "20M": (512, 6, 1376, 8, 2),
-    "50M": (640, 10, 1728, 10, 10),
-    "100M": (768, 14, 2048, 12, 12),
-}
-LORA: dict[str, Any] = {"lora": {"rank": 16}}
-CHECKPOINTED = {"gradient_checkpointing": True}
-BFLOAT16 = {"dtype": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, settings of the policy, questions of a forward pass, words of a document."""
+    """A size of `benchmarks.shapes`, settings of the policy, questions of a forward pass, words of
+    a document."""
 
     size: str
     settings: dict[str, Any]
@@ -72,23 +66,6 @@ CASES = {
     "20M, bfloat16, LoRA": Case("20M", {**BFLOAT16, **LORA}, 1, 30),
     "50M, bfloat16, LoRA, checkpointing": Case("50M", {**BFLOAT16, **LORA, **CHECKPOINTED}, 1, 20),
 }
-
-
-def make_model(case: Case, folder: Path) -> None:
-    hidden, layers, intermediate, heads, kv_heads = SIZES[case.size]
-    config = LlamaConfig(
-        vocab_size=2000,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    texts = [d.text for n in range(20) for d in make_example(n, 20, (60, 60)).candidates]
-    train_tokenizer(texts, 1200).save_pretrained(folder)
 
 
 def make_recipe(case: Case, folder: Path) -> tuple[Recipe, list[WeightedRollout]]:
@@ -119,51 +96,33 @@ def make_recipe(case: Case, folder: Path) -> tuple[Recipe, list[WeightedRollout]
     return fitting, [WeightedRollout(r, weights, weights) for r in rollouts]
 
 
-def grown(case: Case) -> tuple[float, float]:
-    """Estimated and measured GiB, in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(False)
-    with tempfile.TemporaryDirectory() as folder:
-        place, tiny = Path(folder), replace(case, size="tiny", words=2)
-        for size, under in ((case, place / "own"), (tiny, place / "tiny")):
-            made = context.Process(target=make_model, args=(size, under))
-            made.start()
-            made.join()
-        process = context.Process(target=_grow, args=(case, tiny, place, sender))
-        process.start()
-        sender.close()
-        found = receiver.recv()
-        process.join()
-    return found
+def measure(case: Case) -> tuple[float, float]:
+    """Estimated and measured GiB."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, tiny = Path(name), replace(case, size="tiny", words=2)
+        for size, under in ((case.size, "own"), (tiny.size, "tiny")):
+            in_own_process(save_model, folder / under, size, case.settings.get("dtype", "float32"))
+        return in_own_process(_grow, case, tiny, folder)
 
 
-def _grow(case: Case, tiny: Case, folder: Path, sender: Any) -> None:
+def _grow(case: Case, tiny: Case, folder: Path) -> tuple[float, float]:
     """A tiny model first, for what libraries load when they are first used."""
     torch.set_num_threads(1)
     small, little = make_recipe(tiny, folder / "tiny")
     Learner(small, "selector", small.selector.model, 10, 1e-5).step(little)
     recipe, batch = make_recipe(case, folder / "own")
-    before = _peak()
+    before = peak()
     learner = Learner(recipe, "selector", recipe.selector.model, 10, 1e-5)
     for _ in range(2):
         learner.step(batch)
-    measured = _peak() - before
+    measured = peak() - before
     shape = shape_of(recipe.selector)
     assert shape is not None
     parts = footprint.learner(recipe, "selector", shape, "cpu").parts
-    sender.send((sum(parts.values()) - parts["process"], measured))
+    return sum(parts.values()) - footprint.LIBRARIES["cpu"], measured
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def main() -> None:
-    cells = {}
-    for name, case in CASES.items():
-        cells[name] = grown(case)
-        print(f"{name}: {cells[name][0]:.3f} {cells[name][1]:.3f}", flush=True)
-    errors = {name: estimated / measured - 1 for name, (estimated, measured) in cells.items()}
+def write(cells: dict[str, tuple[float, float]], errors: dict[str, float]) -> None:
     rows = [
         [name, f"{e:.2f}", f"{m:.2f}", f"{errors[name]:+.0%}"] for name, (e, m) in cells.items()
     ]
@@ -178,6 +137,14 @@ def main() -> None:
         ],
         "one process a case",
     )
+
+
+def main() -> None:
+    cells, errors = {}, {}
+    for name, case in CASES.items():
+        estimated, measured = cells[name] = measure(case)
+        errors[name] = estimated / measured - 1
+        in_own_process(write, cells, errors)  # what there is, should the next one fail
     if max(map(abs, errors.values())) > ALLOWED:
         sys.exit(1)
 

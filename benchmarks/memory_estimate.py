@@ -29,37 +29,33 @@ from benchmarks.timing import RESULTS, prepare, table, write_results  # noqa: E4
 prepare()
 
 import yaml  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from benchmarks.world import make_example  # noqa: E402
+from benchmarks.memory import (  # noqa: E402
+    ALLOWED,
+    BFLOAT16,
+    CHECKPOINTED,
+    DOCUMENTS,
+    LORA,
+    SAMPLES,
+    SELECTED,
+)
+from benchmarks.world import make_example, save_model  # noqa: E402
 from dro_rl.estimate import footprint  # noqa: E402
 from dro_rl.estimate.footprint import Footprint  # noqa: E402
 from dro_rl.estimate.shape import shape_of  # noqa: E402
 from dro_rl.policy import causal_lm  # noqa: E402
-from dro_rl.policy.scratch import train_tokenizer  # noqa: E402
 from dro_rl.recipe import POLICIES, Recipe  # noqa: E402
 from dro_rl.records import Example  # noqa: E402
 from tests.commands import dro_rl, iterations  # noqa: E402
 
-ALLOWED = 0.2
 LEAST = 0.25  # GiB, below which the noise of the libraries is all there is
-DOCUMENTS, SELECTED, SAMPLES = 8, 2, 4
-# hidden size, layers, MLP, heads; heads of keys
-SIZES = {
-    "5M": (256, 6, 688, 4, 4),
-    "20M, grouped queries": (512, 6, 1376, 8, 2),
-    "50M": (640, 10, 1728, 10, 10),
-    "100M": (768, 14, 2048, 12, 12),
-}
-LORA = {"lora": {"rank": 16}}
-CHECKPOINTED = {"gradient_checkpointing": True}
-BFLOAT16 = {"dtype": "bfloat16"}
 PATIENT = {"RAY_raylet_start_wait_time_s": "300"}  # on a busy machine Ray gives up too soon
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of the policies, settings of both, questions of a batch, tokens of a forward pass."""
+    """A size of `benchmarks.shapes` and settings, of both policies; questions of a batch, tokens of
+    a forward pass."""
 
     size: str
     policy: dict[str, Any]
@@ -72,7 +68,7 @@ class Case:
 CASES = {
     "5M, vLLM": Case("5M", {}, engine="vllm"),
     "5M": Case("5M", {}, questions=8, tokens=2048),
-    "20M, bfloat16": Case("20M, grouped queries", BFLOAT16),
+    "20M, bfloat16": Case("20M", BFLOAT16),
     "50M, bfloat16, LoRA, checkpointing": Case("50M", {**BFLOAT16, **LORA, **CHECKPOINTED}),
     "100M, checkpointing": Case("100M", CHECKPOINTED),
     "5M, one process": Case("5M", {}, questions=8, tokens=2048, mode="local"),
@@ -86,18 +82,6 @@ CASES = {
 def make_recipe(case: Case, folder: Path) -> Path:
     """Models, questions and a recipe in `folder`."""
     examples = [make_example(n, DOCUMENTS, (38, 40)) for n in range(2 * case.questions)]
-    tokenizer = train_tokenizer([d.text for e in examples for d in e.candidates], 1200)
-    hidden, layers, intermediate, heads, kv_heads = SIZES[case.size]
-    config = LlamaConfig(
-        vocab_size=2000,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
     settings: dict[str, Any] = {
         "data": {
             "kind": "jsonl",
@@ -122,8 +106,7 @@ def make_recipe(case: Case, folder: Path) -> Path:
         "cluster": {"mode": case.mode},
     }
     for policy in POLICIES:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder / policy)
-        tokenizer.save_pretrained(folder / policy)
+        save_model(folder / policy, case.size, case.policy.get("dtype", "float32"))
         settings[policy] = {
             **{"model": str(folder / policy), "dtype": "float32", "learning_rate": 1e-5},
             **{"max_new_tokens": 12, "max_length": 4096},
@@ -241,13 +224,8 @@ def main() -> None:
     cells = json.loads(kept.read_text())["cells"] if named and kept.exists() else {}
     for name in named or CASES:
         cells[name] = measure(CASES[name])
-        for role, c in cells[name].items():
-            print(
-                f"{name}: {role} {c['estimated']:.2f} {c['measured']:.2f} {error(c):+.0%}",
-                flush=True,
-            )
-    cells = {name: cells[name] for name in CASES if name in cells}
-    write_results("memory_estimate", {"cells": cells}, report(cells), "one run a case")
+        cells = {name: cells[name] for name in CASES if name in cells}
+        write_results("memory_estimate", {"cells": cells}, report(cells), "one run a case")
     if any(abs(error(c)) > ALLOWED for roles in cells.values() for c in roles.values()):
         sys.exit(1)
 

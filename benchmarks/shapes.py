@@ -19,22 +19,27 @@ from dro_rl.policy.likelihood import Completion
 from dro_rl.policy.trie import pack
 
 
-def _llama(hidden: int, layers: int, intermediate: int, heads: int) -> LlamaConfig:
+def _llama(
+    hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int | None = None
+) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=2000,
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=kv_heads or heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
 
 
 SIZES: dict[str, PretrainedConfig] = {
+    "tiny": _llama(64, 1, 128, 2),
     "5M": _llama(256, 6, 688, 4),
+    "20M": _llama(512, 6, 1376, 8, 2),
     "50M": _llama(640, 10, 1728, 10),
+    "100M": _llama(768, 14, 2048, 12),
     "0.5B": Qwen2Config(  # the shape of Qwen2-0.5B
         vocab_size=151936,
         hidden_size=896,

@@ -12,22 +12,25 @@ of 50M; "weights" is the size of one copy.
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timing import prepare, table, write_results
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import prepare, table, write_results  # noqa: E402
 
 prepare()
 
+from benchmarks.memory import in_own_process, peak  # noqa: E402
 from dro_rl.prompts import write_selection  # noqa: E402
 from dro_rl.recipe import POLICIES, PolicyName, Recipe  # noqa: E402
 from dro_rl.recipe_file import load_recipe  # noqa: E402
 
-TINY = Path(__file__).resolve().parents[1] / "dro_rl" / "builtin" / "facts-selector"
+TINY = ROOT / "dro_rl" / "builtin" / "facts-selector"
 LAYERS = {"50M": (640, 10)}  # hidden size, layers
 SETTINGS = (
     "data.train_questions=16",
@@ -147,21 +150,13 @@ def rollouts(base: str, policy: PolicyName | None, given: Any) -> Any:
 
 def peak_of(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     """What it gives, and the peak [GiB] of the process that it ran in."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(False)
-    process = context.Process(target=_measured, args=(sender, work, args))
-    process.start()
-    sender.close()  # so that the end of a process that failed is seen
-    found = receiver.recv()
-    process.join()
+    found = in_own_process(_measured, work, args)
     print(f"{work.__name__} {args[1:2]}: {found[1]:.2f} GiB", file=sys.stderr, flush=True)
     return found
 
 
-def _measured(sender: Any, work: Callable[..., Any], args: tuple) -> None:
-    from dro_rl import hardware
-
-    sender.send((work(*args), hardware.memory().resident))
+def _measured(work: Callable[..., Any], args: tuple) -> tuple[Any, float]:
+    return work(*args), peak()
 
 
 # --- here ----------------------------------------------------------------------------------------
@@ -197,15 +192,16 @@ def main() -> None:
             base = TINY
             if size in LAYERS:
                 base = Path(scratch) / size
-                make_base(size, base)
+                in_own_process(make_base, size, base)
             weights = sum(f.stat().st_size for f in base.glob("*.safetensors")) / 2**30
             for way, found in measure(str(base)).items():
                 figures[f"{size} {way}"] = {"weights": weights, **found}
                 each = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
                 total = f"{sum(found.values()):.2f}"
                 rows.append([f"{size}, {way}", f"{weights:.3f}", each, total])
-    head = ["base", "weights [GiB]", "peak of each process [GiB]", "sum"]
-    write_results("shared_base", figures, [table(head, rows)], "one process each")
+            head = ["base", "weights [GiB]", "peak of each process [GiB]", "sum"]
+            tables = [table(head, rows)]  # in a process of its own: it loads vLLM to name it
+            in_own_process(write_results, "shared_base", figures, tables, "one process each")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.shapes import make_model
 from dro_rl.policy.scratch import train_tokenizer
 from dro_rl.recipe import POLICIES, Recipe
@@ -29,19 +31,22 @@ def make_example(number: int, documents: int, words: tuple[int, int]) -> Example
     return Example(f"q{number}", text(10), (text(3),), candidates)
 
 
+def save_model(folder: Path, size: str, dtype: str = "float32") -> None:
+    """Random weights of a size of `benchmarks.shapes`, and a tokenizer that knows the world."""
+    texts = [d.text for n in range(20) for d in make_example(n, 20, (60, 60)).candidates]
+    train_tokenizer(texts, _VOCABULARY).save_pretrained(folder)
+    make_model(size, "cpu").to(getattr(torch, dtype)).save_pretrained(folder)
+
+
 def make_recipe(folder: Path, size: str = "5M", **sections: dict[str, Any]) -> Recipe:
     """Policies of a size of `benchmarks.shapes`, made in `folder`; `sections` add to a recipe's."""
-    examples = [make_example(n, 20, (60, 60)) for n in range(20)]
-    tokenizer = train_tokenizer([d.text for e in examples for d in e.candidates], _VOCABULARY)
-    model = make_model(size, "cpu")
     settings: dict[str, Any] = {
         "data": {"kind": "jsonl", "path": "unused.jsonl"},
         "retrieval": {"kind": "given", "candidates": 20},
         "cluster": {"mode": "local", "threads": 1},
     }
     for policy in POLICIES:
-        model.save_pretrained(folder / policy)
-        tokenizer.save_pretrained(folder / policy)
+        save_model(folder / policy, size)
         settings[policy] = {
             "model": str(folder / policy),
             "dtype": "bfloat16" if size == "0.5B" else "float32",

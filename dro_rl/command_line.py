@@ -69,14 +69,15 @@ def begun(recipe: Recipe) -> Path | None:
 
 
 def finished(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has nothing left to do; what it did not come to after its last checkpoint is
-    made good then."""
-    from dro_rl import checkpoint, progress
+    """Whether a run has nothing left to do, and its last checkpoint is whole; what it did not come
+    to after that is made good then."""
+    from dro_rl import checkpoint, durable, progress
     from dro_rl.tracking.report import LiveReport
     from dro_rl.tracking.run_directory import RunDirectory
 
     directory = RunDirectory.open(run)
-    if not checkpoint.is_finished(directory, recipe):
+    last = checkpoint.folder_of(directory, checkpoint.latest(directory))
+    if not checkpoint.is_finished(directory, recipe) or durable.damage(last):
         return False
     progress.forget(directory)
     checkpoint.prune(directory, recipe)

@@ -24,6 +24,18 @@ class Question:
     completions: Sequence[AnyCompletion]
 
 
+class PassTooLarge(UserError):
+    """A pass of one of several ranks did not fit into memory. The others wait for it and cannot be
+    called back, so that all have to start again, with at most `tokens` in a pass."""
+
+    def __init__(self, rank: int, cost: int) -> None:
+        super().__init__(rank, cost)
+        self.rank, self.cost, self.tokens = rank, cost, cost // 2
+
+    def __str__(self) -> str:
+        return f"out of memory in a forward pass of {self.cost} tokens on rank {self.rank}"
+
+
 class Passes:
     """Takes questions through a model.
 
@@ -57,8 +69,8 @@ class Passes:
         Returns:
             what `work` gave in each pass of each rank, the same on all ranks.
         Raises:
-            UserError: one question alone does not fit into memory; for several ranks, a pass or
-                the check.
+            UserError: one question alone does not fit into memory, or the check of several ranks.
+            PassTooLarge: a pass of several ranks.
         """
         numbers = [i for i, q in enumerate(questions) if q.completions]
         numbers.sort(key=lambda i: max(map(len, questions[i].completions)))  # less padding
@@ -114,18 +126,14 @@ class Passes:
         """The whole batch is to be done again: a backward pass that fails half-way leaves a part
         of its gradient behind."""
         cost = self.likelihood.cost([c for q in part for c in q.completions])
-        if self.ranks.size > 1:  # the others wait for this pass, and cannot be called back
-            raise UserError(
-                f"out of memory in a forward pass of {cost} tokens on rank {self.ranks.rank}: "
-                f"lower training.tokens_per_microbatch to {cost // 2} or less, or raise the "
-                "number of ranks"
-            )
         if len(part) == 1:
             raise UserError(
                 f"{part[0].name}: out of memory for this question alone ({cost} tokens in a "
                 "forward pass): set gradient_checkpointing: true, lower algorithm.samples or "
-                "max_length, or use a smaller model"
+                "max_length, or use a smaller model or more ranks"
             )
+        if self.ranks.size > 1:
+            raise PassTooLarge(self.ranks.rank, cost)
         self.tokens = cost // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ def result_of(ref: Any, timeout: float) -> Any:
     Args:
         timeout: for fetching it [s].
     Raises:
-        UserError: the worker did; other errors of its own come with its traceback.
+        UserError: the worker did, one of that kind; other errors come with its traceback.
         WorkerLost: what the call was given is lost.
         Lost: the worker is.
     """
@@ -41,7 +41,7 @@ def result_of(ref: Any, timeout: float) -> Any:
         return ray.get(ref, timeout=timeout)
     except ray_errors.RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from error
+            raise type(error.cause)(*error.cause.args) from error
         if isinstance(error.cause, ray_errors.ObjectLostError):
             raise WorkerLost(f"an argument is lost ({in_short(str(error.cause))})") from error
         raise

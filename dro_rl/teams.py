@@ -222,9 +222,10 @@ class Teams:
             gaps[policy] = self.check(policy, probe)
         return gaps
 
-    def restart_learners(self) -> None:
-        """Make them afresh, as they were when the run was started. Others forget the weights that
-        they were to load, which may have been lost with the learners."""
+    def restart_learners(self, tokens: int | None = None) -> None:
+        """Make them afresh, as they were when the run was started; with `tokens`, they take at most
+        so many at once. Others forget the weights that they were to load, which may have been lost
+        with the learners."""
         for team in (*self.engines.values(), self.reward):
             team.forget()
         learners = apart(self.learners.values())
@@ -232,6 +233,9 @@ class Teams:
             team.restart()
         for team in learners:
             team.ready()
+        if tokens:
+            for wait in [team.submit("limit", tokens) for team in self.learners.values()]:
+                wait()
 
     def _users(self, policy: PolicyName) -> dict[str, Team]:
         """Those that hold a policy's weights beside its learner."""

@@ -11,6 +11,7 @@ from typing import Any
 from dro_rl import checkpoint
 from dro_rl.algorithm_sections import PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
+from dro_rl.at_work import alone
 from dro_rl.cluster import open_cluster
 from dro_rl.data import Split
 from dro_rl.ending import says_how_to_go_on
@@ -40,6 +41,7 @@ from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.usage import LearnersUse, peak_memory
 
 
+@alone
 def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) -> RunDirectory:
     """Run a recipe to its end, or a run on from its last checkpoint.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import tempfile
 
 from dro_rl import checkpoint
+from dro_rl.at_work import alone
 from dro_rl.cluster import LocalTeam, open_cluster
 from dro_rl.ending import says_how_to_go_on
 from dro_rl.errors import UserError
@@ -29,6 +30,7 @@ from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
 
+@alone
 def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) -> RunDirectory:
     """Run a recipe to its end, or a run on from its last checkpoint: see `dro_rl.trainer.train`.
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from dro_rl import checkpoint, progress
+from dro_rl import at_work, checkpoint, progress
 from dro_rl.comparison.fairness import PLACE, covered, differing, flatten
 from dro_rl.comparison.spec import Comparison
 from dro_rl.errors import UserError
@@ -64,9 +64,10 @@ class Run:
         shutil.rmtree(self.folder)
 
     def _check_empty(self) -> None:
-        """A run that was killed while it made its folders has no recipe yet, and no other file."""
+        """A run that was killed before it had a recipe has no other file but that it is at work."""
         found = [p for p in self.folder.rglob("*") if p.is_file()]
-        strangers = [p for p in found if not p.name.startswith("recipe.yaml.")]
+        ours = ("recipe.yaml.", at_work.NAME)
+        strangers = [p for p in found if not p.name.startswith(ours)]
         if strangers:
             raise UserError(
                 f"{self.folder}: holds {strangers[0].name} and is not a run: give another place "

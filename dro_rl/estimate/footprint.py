@@ -20,15 +20,17 @@ GIB = 2**30
 PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")
 
 # Of processes before any model [GiB]: on a CPU resident, on a GPU CUDA's context and workspaces.
-_LIBRARIES = {"cpu": 0.6, "gpu": 0.6}
+LIBRARIES = {"cpu": 0.6, "gpu": 0.6}
 _VLLM = {"cpu": 1.25, "gpu": 1.0}
 _TRAINER = 0.7
+_BFLOAT16 = {"cpu": 0.05, "gpu": 0.0}  # oneDNN's kernels, compiled for each shape of a product
 
 # What the C library's heap takes for a megabyte of activations, which leave holes as they come and
 # go: measured on a CPU. CUDA's allocator has not been measured.
 _HEAP = {"cpu": 1.4, "gpu": 1.0}
 
 _FLOAT32 = 4
+_FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # with scales of 64 weights, and of 256 scales
 _CHUNK = 2**24  # logits made at a time, see dro_rl.policy.likelihood
 _COPIES_OF_LOGITS = 4  # float32: logits, log-probabilities, the gradients of both
 
@@ -53,7 +55,8 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
     section, load = recipe.causal_lm(policy), largest(recipe, policy)
     width, ranks = _width(section), section.ranks
     trained = (shape.adapters(section.lora) if section.lora else shape.parameters) / ranks
-    weights = shape.parameters / ranks * (width if section.lora else _FLOAT32)
+    weights = _below_adapters(section, shape) if section.lora else shape.parameters * _FLOAT32
+    weights /= ranks
     if section.lora:
         weights += trained * _FLOAT32
     if ranks > 1:
@@ -68,7 +71,7 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
         f"{policy} learner",
         policy,
         _gib(
-            process=_LIBRARIES[device] * GIB,
+            process=_process(section, device),
             weights=weights,
             gradients=trained * _FLOAT32,
             optimiser=2 * trained * _FLOAT32,
@@ -86,7 +89,7 @@ def reward(recipe: Recipe, shape: Shape, device: str) -> Footprint:
         "reward service",
         "generator",
         _gib(
-            process=_LIBRARIES[device] * GIB,
+            process=_process(section, device),
             weights=shape.parameters * _width(section) * _times_held(recipe, "generator", device),
             activations=load.tokens * _at_once(section, shape),
             logits=_logits(section, shape, load) / 2,  # no gradients
@@ -102,7 +105,7 @@ def engine(
     weights = shape.parameters * _width(section) * _times_held(recipe, policy, device)
     if rollout.engine == "transformers":
         parts = _gib(
-            process=_LIBRARIES[device] * GIB,
+            process=_process(section, device),
             weights=weights,
             activations=_prefilled(recipe, policy) * _at_once(section, shape),
             cache=_sequences(recipe, policy) * section.max_length * _key_value(section, shape),
@@ -181,8 +184,20 @@ def _logits(section: PolicySection, shape: Shape, load: Pass) -> float:
 # --- weights and caches ---------------------------------------------------------------------------
 
 
+def _process(section: PolicySection, device: str) -> float:
+    compiled = _BFLOAT16[device] if section.dtype == "bfloat16" else 0.0
+    return (LIBRARIES[device] + compiled) * GIB
+
+
 def _width(section: PolicySection) -> int:
     return 2 if section.dtype == "bfloat16" else _FLOAT32
+
+
+def _below_adapters(section: PolicySection, shape: Shape) -> float:
+    """Bytes of the weights that LoRA leaves as they are."""
+    if section.lora and section.lora.quantize:
+        return shape.body * _FOUR_BITS + (shape.parameters - shape.body) * _width(section)
+    return shape.parameters * _width(section)
 
 
 def _times_held(recipe: Recipe, policy: PolicyName, device: str) -> int:
@@ -191,7 +206,8 @@ def _times_held(recipe: Recipe, policy: PolicyName, device: str) -> int:
     own process."""
     if device == "gpu" or policy not in recipe.algorithm.train:
         return 1
-    if recipe.causal_lm(policy).lora:
+    lora = recipe.causal_lm(policy).lora
+    if lora and not lora.quantize:
         return 3
     return 1 if recipe.cluster.mode == "local" else 2
 

@@ -4,8 +4,10 @@ import os
 import signal
 
 import pytest
+import torch
 
 from dro_rl.cluster import open_cluster
+from dro_rl.passes import PassTooLarge
 from dro_rl.policy.weights import unpack
 from dro_rl.rank_team import RankTeam
 from dro_rl.supervision import WorkerLost
@@ -23,11 +25,23 @@ class Learner:
     def __getattr__(self, name):
         return getattr(self.learner, name)
 
+    def run_short(self):
+        """Of memory, in the next backward pass, if this is the second rank."""
+        self.learner.objective.passes.tokens = 1000  # several questions
+        plain = torch.Tensor.backward
+
+        def backward(loss, *args, **kwargs):
+            torch.Tensor.backward = plain
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        if self.learner.ranks.rank == 1:
+            torch.Tensor.backward = backward
+
     def process(self):
         return os.getpid(), self.learner.ranks.rank
 
 
-def test_two_ranks_step_score_and_give_weights_and_start_again_when_one_is_lost(tmp_path):
+def test_two_ranks_step_score_and_give_weights_and_start_again_when_one_fails(tmp_path):
     alone = make_learner("lora", tmp_path)
     batch = make_batch(alone)
     rollouts = [w.rollout for w in batch]
@@ -57,5 +71,14 @@ def test_two_ranks_step_score_and_give_weights_and_start_again_when_one_is_lost(
             team.submit("step", batch)()
         team.restart()
         team.ready()
+        (again,) = team.submit("step", batch)()
+        assert again.loss == pytest.approx(wanted.loss, rel=1e-5, abs=1e-5)
+
+        ranks.submit("run_short")()
+        with pytest.raises(PassTooLarge, match="on rank 1") as short:
+            team.submit("step", batch)()
+        team.restart()
+        team.ready()
+        team.submit("limit", short.value.tokens)()
         (again,) = team.submit("step", batch)()
         assert again.loss == pytest.approx(wanted.loss, rel=1e-5, abs=1e-5)

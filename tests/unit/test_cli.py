@@ -180,6 +180,10 @@ def test_a_first_run_is_resumed_only_when_asked(place, command):
     code, out, err = command("train", place.recipe, *again)
     assert code == 0 and f"resumed {place.run} after iteration 1" in out, err
     assert (place.run / "checkpoints" / "iteration-0002").is_dir()
+    last = place.run / "checkpoints" / "iteration-0002" / "selector" / "model.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    code, out, err = command("train", place.recipe, *again)
+    assert code == 0 and "going back to iteration 1" in out, err  # a damaged end is none
 
 
 # --- recipes ------------------------------------------------------------------------------------
