@@ -13,7 +13,7 @@ from dro_rl.remote import is_loopback
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address; port 0 takes a free one.
+    """A socket that listens at an address; port 0 takes a free one.
 
     Raises:
         UserError: the address cannot be taken.
@@ -25,6 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -24,15 +24,7 @@ def check_address(host: str, port: int) -> None:
     Raises:
         UserError: it cannot be taken.
     """
-    listening = listen(host, port)
-    try:
-        listening.listen()
-    except OSError as error:  # two may have it until one listens
-        raise UserError(
-            f"cannot listen at {host}:{port}: {error.strerror}: choose another --port or --host"
-        ) from error
-    finally:
-        listening.close()
+    listen(host, port).close()
 
 
 def prepare() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dro_rl.cli import app
+from dro_rl.data.facts.world import make_examples
 from dro_rl.errors import UserError
 from dro_rl.export import export_run
 from dro_rl.export.standalone import standalone
 from dro_rl.pipeline import load_pipeline
 from dro_rl.recipe import Recipe
+from dro_rl.recipe_file import load_recipe
 from dro_rl.records import Document
 from dro_rl.tracking.run_directory import RunDirectory
 from tests import made_runs
@@ -45,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
         "algorithm": {"kind": "independent", "samples": 4},
     },
 }
+FACTS = make_examples(4, seed=0, split="evaluation")
 QUESTIONS = [f"Name the {name} hometown." for name in ("Kovac", "Silva", "Brandt", "Keld")]
 ALONE = """
 import importlib.abc, json, sys
@@ -84,23 +90,33 @@ def make_run(folder: Path, *, bytes: bool = True, chat: bool = False, **sections
     return RunDirectory.create(Recipe.model_validate(settings)).path
 
 
+def facts_run(folder: Path) -> Path:
+    """The same of the demo, whose policies can read."""
+    here = ("cluster.mode=local", f"tracking.run_dir={folder / 'run'}")
+    return RunDirectory.create(load_recipe("recipes/demo.yaml", here)).path
+
+
 def test_what_is_exported_answers_without_us_as_it_does_with_us(tmp_path):
     asked: dict[str, list] = {}
     ours: dict[str, list] = {}
-    for name, case in CASES.items():
-        changes = {key: value for key, value in case.items() if key != "documents"}
-        run, out = make_run(tmp_path / name, **changes), str(tmp_path / f"{name}-out")
-        export_run(run, Path(out))
-        pipeline = load_pipeline(run)
-        answers = [pipeline.answer(question, case["documents"]) for question in QUESTIONS]
+
+    def add(name: str, run: Path, questions: list[tuple[str, Sequence[Document]]]) -> None:
+        out, pipeline = str(export_run(run, tmp_path / name)), load_pipeline(run)
+        answers = [pipeline.answer(question, documents) for question, documents in questions]
         asked[out] = [
             [question, [{"title": d.title, "text": d.text} for d in answer.candidates]]
-            for question, answer in zip(QUESTIONS, answers, strict=True)
+            for (question, _), answer in zip(questions, answers, strict=True)
         ]
         ours[out] = [
             [a.text, a.selection, list(a.places), [[d.title, d.text] for d in a.documents]]
             for a in answers
         ]
+
+    add("facts", facts_run(tmp_path / "demo"), [(e.question, e.candidates) for e in FACTS])
+    for name, case in CASES.items():
+        changes = {key: value for key, value in case.items() if key != "documents"}
+        run = make_run(tmp_path / f"{name}-run", **changes)
+        add(name, run, [(question, case["documents"]) for question in QUESTIONS])
     told = subprocess.run(
         [sys.executable, "-I", "-c", ALONE],
         input=json.dumps(asked),
@@ -110,27 +126,26 @@ def test_what_is_exported_answers_without_us_as_it_does_with_us(tmp_path):
     )
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == ours
-    for name in CASES:
-        answers = ours[str(tmp_path / f"{name}-out")]
-        assert len({selection for _, selection, _, _ in answers}) > 1  # it reads the question
-        if name in ("distinct", "independent"):
-            assert all(len(places) == 2 for _, _, places, _ in answers)
+    assert len({selection for _, selection, _, _ in ours[str(tmp_path / "facts")]}) > 1
+    for name in ("distinct", "independent"):
+        assert all(len(places) == 2 for _, _, places, _ in ours[str(tmp_path / name)])
 
 
-def test_a_document_too_many_and_none_are_refused(tmp_path):
+def test_a_document_too_many_and_none_are_refused(tmp_path, monkeypatch):
     out = export_run(make_run(tmp_path), tmp_path / "out")
-    namespace: dict[str, Any] = {"__name__": "pipeline"}
-    exec(compile((out / "pipeline.py").read_text(), "pipeline.py", "exec"), namespace)
-    pipeline = namespace["Pipeline"](out)
+    spec = importlib.util.spec_from_file_location("exported_pipeline", out / "pipeline.py")
+    assert spec and spec.loader
+    exported = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, exported)
+    spec.loader.exec_module(exported)
+    pipeline = exported.Pipeline(out)
     for documents in ([], [{"text": "x"}] * 6):
-        with pytest.raises(namespace["UserError"], match="give 1 to 5"):
+        with pytest.raises(exported.UserError, match="give 1 to 5"):
             pipeline.answer("Who?", documents)
     assert pipeline.answer("Who?", [{"text": "x"}]).text  # a title may be left out
 
 
 def test_the_one_file_imports_nothing_of_ours_and_names_nothing_twice():
-    import ast
-
     tree = ast.parse(standalone())
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

@@ -197,7 +197,6 @@ def test_a_served_reward_that_raises_shows_its_traceback_where_it_runs(serve, ca
 
 def test_a_port_that_is_taken():
     taken = listen("127.0.0.1", 0)
-    taken.listen()
     port = taken.getsockname()[1]
     with pytest.raises(UserError, match=f"127.0.0.1:{port}: .*--port"):
         listen("127.0.0.1", port)
