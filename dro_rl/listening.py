@@ -49,10 +49,7 @@ def brings_token(authorization: str | None, token: str | None) -> bool:
 def warn_if_open(host: str, token: str | None, say: Callable[[str], object]) -> None:
     """Say so where other machines reach a server that asks nobody for a token."""
     if token is None and not is_loopback(host):
-        say(
-            f"warning: {host} is reached from other machines, and whoever reaches it is answered: "
-            "set DRO_RL_TOKEN to ask for a token"
-        )
+        say(f"warning: {host} is reached from other machines: set DRO_RL_TOKEN to ask for a token")
 
 
 async def read_body(request: Request, token: str | None, largest: int) -> bytes:

@@ -51,10 +51,11 @@ class Policy:
         room = settings["max_length"] - self.max_new_tokens
         self.writer = PromptWriter(tokenizer, settings["prompt"], room)
         self.end: int = tokenizer.eos_token_id
-        self.model = AutoModelForCausalLM.from_pretrained(
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", trust_remote_code=False, use_safetensors=True
         )
-        self.model.to(device).eval()
+        self.model.to(device)
+        self.model.eval()
 
     @torch.inference_mode()
     def write(self, prompt: Sequence[int], grammar: SelectionGrammar | None = None) -> list[int]:

@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 import yaml
@@ -53,6 +53,29 @@ def test_a_dro_rl_command_exists_with_its_options_recipe_and_settings(command):
         load_recipe(recipe, [o for o in overrides if not _names_yours(o)])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dro-rl trian recipes/demo.yaml",
+        "dro-rl train recipes/demo.yaml --resme RUN",
+        "dro-rl train recipes/demo.yaml trainig.iterations=2",
+        "dro-rl train recipes/dem.yaml",
+        "dro-rl train recipes/compare_demo.yaml",
+        "dro-rl compare recipes/demo.yaml",
+        "dro-rl evaluate RUN --data",
+        "dro-rl retriever serve my.yaml --prt 8100",
+        "dro-rl check RECIPE algorithm.smples=3",
+        "dro-rl export RUN",
+    ],
+)
+def test_that_test_would_find_what_is_wrong(text):
+    words = tuple(text.split())
+    with pytest.raises(Exception):  # noqa: B017
+        test_a_dro_rl_command_exists_with_its_options_recipe_and_settings(
+            Command("page", text, words, whole=True)
+        )
+
+
 @pytest.mark.parametrize("command", CHEAP, ids=str)
 def test_a_cheap_command_runs(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -85,24 +108,23 @@ def test_a_script_is_there_with_its_options(command):
         assert all(w in source for w in command.words if w.startswith("--"))
 
 
-def _parsed(command: Command) -> click.Context | None:
-    """What click makes of it; None where a sentence names the command and not its arguments."""
-    group = typer.main.get_command(app)
-    words = [NUMBERS.get(w, w) for w in command.words[1:] if w != "..." and w != "--help"]
-    context = click.Context(group, info_name="dro-rl")
-    while isinstance(group, click.Group) and words:
-        if words[0] not in group.commands and group.commands.get("run"):
+def _parsed(command: Command) -> Any:
+    """The context that the command line makes of it; None where a sentence names no arguments."""
+    group: Any = typer.main.get_command(app)
+    words = [NUMBERS.get(w, w) for w in command.words[1:] if w not in ("...", "--help")]
+    while words and hasattr(group, "commands"):
+        if words[0] not in group.commands and "run" in group.commands:
             words = ["run", *words]  # `reward FILE` is `reward run FILE`
-        if words[0] not in group.commands:
-            raise AssertionError(f"no such command: {command}")
+        assert words[0] in group.commands, f"no such command: {command}"
         group = group.commands[words[0]]
         words = words[1:]
+    if not words and hasattr(group, "commands"):
+        return None
     try:
-        if not words and isinstance(group, click.Group):
-            return None  # its help, or the name of a group
-        return group.make_context(group.name, words, parent=context)
-    except click.MissingParameter:
-        assert not command.whole, command
+        return group.make_context(group.name, words)
+    except typer.BadParameter as error:
+        if command.whole or type(error).__name__ != "MissingParameter":
+            raise
         return None
 
 
