@@ -72,7 +72,7 @@ PYTHON ?= python3
 docs: ## the documentation as a site, in site/; links are checked
 	@[ -x .venv-docs/bin/mkdocs ] || { $(PYTHON) -m venv .venv-docs && \
 		.venv-docs/bin/pip install -q "pip>=25.1" && .venv-docs/bin/pip install -q --group docs; }
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 lock: ## requirements/*.txt from pyproject.toml; UPGRADE=1 for the newest versions
 	@bash scripts/lock.sh

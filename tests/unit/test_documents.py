@@ -3,6 +3,7 @@ are run, every link leads somewhere, and the list of recipes is that of the reci
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -191,6 +192,15 @@ def _leaves(nav: object) -> list[str]:
         return [nav]
     parts: Sequence[object] = list(nav.values()) if isinstance(nav, dict) else list(nav)  # type: ignore[call-overload]
     return [leaf for part in parts for leaf in _leaves(part)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_and_settings_of_a_page_can_be_read(page):
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.M | re.S):
+        if language == "python" and page.name != "extending.md":  # which is run
+            compile(block, str(page), "exec")
+        elif language == "json":
+            json.loads(block)
 
 
 # --- recipes --------------------------------------------------------------------------------------
