@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup colbert-env pylate-env demo paper-demo test lint format unit integration e2e bench bench-gpu lock wheel clean
+.PHONY: help setup colbert-env pylate-env demo paper-demo test lint format unit integration e2e bench bench-gpu docs lock wheel clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -67,6 +67,13 @@ bench-gpu: setup ## the same of 0.5B parameters in bfloat16, on an NVIDIA GPU
 		$(BIN)/python benchmarks/$$f.py --gpu || exit; \
 	done
 
+PYTHON ?= python3
+
+docs: ## the documentation as a site, in site/; links are checked
+	@[ -x .venv-docs/bin/mkdocs ] || { $(PYTHON) -m venv .venv-docs && \
+		.venv-docs/bin/pip install -q "pip>=25.1" && .venv-docs/bin/pip install -q --group docs; }
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
 lock: ## requirements/*.txt from pyproject.toml; UPGRADE=1 for the newest versions
 	@bash scripts/lock.sh
 
@@ -75,5 +82,5 @@ wheel: setup ## dist/*.whl, with recipes and rewards inside
 	$(BIN)/python -m build --no-isolation
 
 clean: ## build products and caches; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dro_rl.cli_services import recipes, retriever, rewards
+from dro_rl.cli_trained import export, serve
 from dro_rl.command_line import (
     IN_ONE_PROCESS,
     Overrides,
@@ -40,6 +41,8 @@ app = typer.Typer(
 app.add_typer(recipes, name="recipes")
 app.add_typer(retriever, name="retriever")
 app.add_typer(rewards, name="reward")
+app.command()(export)
+app.command()(serve)
 
 
 def main() -> None:

@@ -11,8 +11,11 @@ from types import TracebackType
 
 from dro_rl.checkpoint import policies_of
 from dro_rl.data import load_examples
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.normalise import normalise_question
+from dro_rl.policy.causal_lm import prompt_writer
+from dro_rl.policy.encoder_files import check_encoder
 from dro_rl.questions import with_candidates
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
@@ -31,8 +34,9 @@ class Answer:
     """What a pipeline found.
 
     `documents` are those that were selected, in the selector's order, out of `candidates`;
-    `selection` is what the selector wrote, with 1-based identifiers of the candidates. Without a
-    generator there is no text (None).
+    `places` are theirs among the candidates, and `scores` the retriever's, one a candidate (higher
+    is better), empty when unknown. `selection` is what the selector wrote, with 1-based identifiers
+    of the candidates. Without a generator there is no text (None).
     """
 
     text: str | None
@@ -40,15 +44,16 @@ class Answer:
     documents: tuple[Document, ...]
     candidates: tuple[Document, ...]
     places: tuple[int, ...]
+    scores: tuple[float, ...]
 
 
 class Pipeline:
-    """Answers questions with a run's policies, greedily, in this process, by transformers.
+    """Answers questions with a run's policies, greedily, in this process.
 
     A context manager: an index that was opened, and what it started, is given back at the end.
 
     Args:
-        recipe: the run's; says how documents are found.
+        recipe: the run's; says how documents are found, and which engine writes.
         models: each policy's folder or hub name.
         say: told in a line what takes long.
     """
@@ -56,10 +61,7 @@ class Pipeline:
     def __init__(
         self, recipe: Recipe, models: Mapping[PolicyName, str], say: Say = lambda text: None
     ) -> None:
-        # No engine to start for a question at a time.
-        rollout = recipe.rollout.model_copy(update={"engine": "transformers"})
-        self.recipe = recipe.model_copy(update={"rollout": rollout})
-        self.models, self.say = models, say
+        self.recipe, self.models, self.say = recipe, models, say
         self._open = ExitStack()
 
     def answer(self, question: str, documents: Sequence[Document] | None = None) -> Answer:
@@ -71,13 +73,43 @@ class Pipeline:
             UserError: the run's documents come with its questions, and this is none of them; or
                 there are fewer documents than a selection holds.
         """
-        asked = Example(id="question", question=question, answers=("",))
-        example = self._given(asked, documents) if documents is not None else self._found(asked)
-        (rolled,) = self._selector.select([example], 1, 0, True)
-        (selection,) = rolled.selections
-        text = self._text(example, selection.documents)
-        chosen = tuple(example.candidates[i] for i in selection.documents)
-        return Answer(text, selection.text, chosen, example.candidates, selection.documents)
+        asked = _asked(question)
+        found = [self._given(asked, documents)] if documents is not None else self._found([asked])
+        return self._answers(found)[0]
+
+    def answer_each(self, questions: Sequence[str]) -> list[Answer | UserError]:
+        """The answers to questions that came together, in their order; where one cannot be
+        answered, why not."""
+        try:
+            return [*self._answers(self._found([_asked(question) for question in questions]))]
+        except UserError as error:
+            if len(questions) == 1:
+                return [error]
+        return [answer for question in questions for answer in self.answer_each([question])]
+
+    def check(self) -> None:
+        """What can be found out without an engine: whether there are policies that fit the recipe,
+        and an index.
+
+        Raises:
+            UserError: there are not.
+        """
+        for policy in self.recipe.policies:
+            section, model = self.recipe.policy(policy), self.models[policy]
+            if isinstance(section, EncoderSelector):
+                check_encoder(section, model)
+            else:
+                prompt_writer(section, model)
+        if self._searches:
+            _ = self._retriever
+
+    def load(self) -> None:
+        """Both policies and the index now, and not with the first question."""
+        _ = self._selector
+        if not self.recipe.generator.is_none:
+            _ = self._generator
+        if self._searches:
+            _ = self._retriever
 
     def close(self) -> None:
         """Give back the index and what it started."""
@@ -96,6 +128,21 @@ class Pipeline:
 
     # --- policies -------------------------------------------------------------------------------
 
+    def _answers(self, examples: Sequence[Example]) -> list[Answer]:
+        chosen = [r.selections[0] for r in self._selector.select(examples, 1, 0, True)]
+        texts = self._texts(examples, [s.documents for s in chosen])
+        return [
+            Answer(
+                text,
+                selection.text,
+                tuple(example.candidates[i] for i in selection.documents),
+                example.candidates,
+                selection.documents,
+                example.scores,
+            )
+            for example, selection, text in zip(examples, chosen, texts, strict=True)
+        ]
+
     @cached_property
     def _selector(self) -> RolloutWorker | EncoderWorker:
         return worker_class(self.recipe, "selector")(
@@ -106,11 +153,12 @@ class Pipeline:
     def _generator(self) -> RolloutWorker:
         return RolloutWorker(self.recipe, "generator", self.models["generator"])
 
-    def _text(self, example: Example, documents: tuple[int, ...]) -> str | None:
+    def _texts(
+        self, examples: Sequence[Example], chosen: Sequence[tuple[int, ...]]
+    ) -> Sequence[str | None]:
         if self.recipe.generator.is_none:
-            return None
-        (text,) = self._generator.answer([example], [documents])
-        return text
+            return [None] * len(examples)
+        return self._generator.answer(examples, chosen)
 
     # --- documents ------------------------------------------------------------------------------
 
@@ -121,29 +169,46 @@ class Pipeline:
         recipe = self.recipe.model_copy(update={"retrieval": ranked})
         return with_candidates(recipe, [replace(asked, candidates=tuple(documents))], [])[0]
 
-    def _found(self, asked: Example) -> Example:
-        """The question with its candidates: from the recipe's retriever, or from the data where
+    def _found(self, asked: Sequence[Example]) -> list[Example]:
+        """The questions with their candidates: from the recipe's retriever, or from the data where
         each question comes with its own."""
         retrieval = self.recipe.retrieval
         if isinstance(retrieval, HttpRetrieval):
-            return with_candidates(self.recipe, [asked], [])[0]
-        own = isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own"
-        if isinstance(retrieval, CorpusSection) and not own:
-            (ranking,) = self._retriever.search([asked.question], retrieval.candidates)
-            k = self.recipe.selector.documents
-            return with_ranking(asked, ranking, retrieval, self.recipe.training.seed, k)
-        known = {normalise_question(e.question): e for e in self._examples}
-        if normalise_question(asked.question) not in known:
+            return with_candidates(self.recipe, asked, [])
+        if self._searches:
+            rankings = self._retriever.search([e.question for e in asked], retrieval.candidates)
+            k, seed = self.recipe.selector.documents, self.recipe.training.seed
+            return [
+                with_ranking(example, ranking, retrieval, seed, k)
+                for example, ranking in zip(asked, rankings, strict=True)
+            ]
+        return with_candidates(self.recipe, [self._known(e.question) for e in asked], [])
+
+    def _known(self, question: str) -> Example:
+        known = self._examples_by_question.get(normalise_question(question))
+        if known is None:
             raise UserError(
                 "this run's documents come with its questions, and this question is none of them: "
-                "give documents to select from with --documents FILE (JSON lines of title and text)"
+                "give documents to select from: dro-rl answer RUN QUESTION --documents FILE (JSON "
+                "lines of title and text)"
             )
-        return with_candidates(self.recipe, [known[normalise_question(asked.question)]], [])[0]
+        return known
+
+    @property
+    def _searches(self) -> bool:
+        """Whether the recipe's retriever searches a corpus here."""
+        retrieval = self.recipe.retrieval
+        own = isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own"
+        return isinstance(retrieval, CorpusSection) and not own
 
     @cached_property
     def _examples(self) -> list[Example]:
         split = load_examples(self.recipe.data, self.recipe.training.seed)
         return [*split.train, *split.evaluation]
+
+    @cached_property
+    def _examples_by_question(self) -> dict[str, Example]:
+        return {normalise_question(e.question): e for e in self._examples}
 
     @cached_property
     def _retriever(self) -> Retriever:
@@ -153,10 +218,14 @@ class Pipeline:
         return self._open.enter_context(open_retriever(retrieval, examples, self.say))
 
 
+def _asked(question: str) -> Example:
+    return Example(id="question", question=question, answers=("",))
+
+
 def load_pipeline(
     run: str | Path, iteration: int | None = None, say: Say = lambda text: None
 ) -> Pipeline:
-    """A run's policies, ready to answer.
+    """A run's policies, ready to answer by transformers.
 
     Args:
         run: a run directory.
@@ -168,4 +237,6 @@ def load_pipeline(
     directory = RunDirectory.open(Path(run).absolute())
     recipe = localise(load_recipe(str(directory.path / "recipe.yaml")))
     _, models = policies_of(directory, recipe, iteration)
-    return Pipeline(recipe, models, say)
+    # No engine to start for a question at a time.
+    rollout = recipe.rollout.model_copy(update={"engine": "transformers"})
+    return Pipeline(recipe.model_copy(update={"rollout": rollout}), models, say)

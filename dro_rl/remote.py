@@ -20,6 +20,10 @@ _WORTH_ANOTHER_TRY = (408, 429, 500, 502, 503, 504)
 _PASSWORD = "must not hold a user or password: put the token in DRO_RL_TOKEN"
 
 
+class NoReply(UserError):
+    """A server gave no usable reply, however often it was asked."""
+
+
 def url_problem(url: str) -> str | None:
     """What is wrong with a URL that is to be asked, if anything; never repeats it, for it may hold
     a password."""
@@ -121,7 +125,7 @@ def post_json(
             failure = str(error) or type(error).__name__
             if isinstance(error, httpx.TimeoutException):
                 failure = f"no reply within {timeout:g} s"
-    raise UserError(
+    raise NoReply(
         f"{setting}: {url} gave no usable reply in {attempts} tries: {failure}; check that the "
         "server runs and that the address is right"
     )

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import logging
-import os
-import signal
-import socket
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +20,15 @@ from prometheus_client import (
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ray import serve
 
+from dro_rl import ray_service
 from dro_rl.cluster import open_cluster
 from dro_rl.data import load_examples
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe, located
+from dro_rl.listening import read_body
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
-from dro_rl.remote import bearer_token, is_loopback
+from dro_rl.remote import bearer_token
 from dro_rl.retrieval import Corpus, Ranking, make_retriever, open_retriever
 from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, Searching
 from dro_rl.tracking.console import Console
@@ -87,14 +82,7 @@ async def read_request(request: Request, token: str | None) -> SearchRequest:
         HTTPException: 401 without the token, 413 for a body that is too large, 422 for one that is
             malformed.
     """
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-        raise HTTPException(401, "send the server's DRO_RL_TOKEN as bearer token")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_BODY:
-            raise HTTPException(413, f"send at most {_LARGEST_BODY // 2**20} MiB at once")
+    body = await read_body(request, token, _LARGEST_BODY)
     try:
         return SearchRequest.model_validate_json(body)
     except ValidationError as error:
@@ -104,7 +92,7 @@ async def read_request(request: Request, token: str | None) -> SearchRequest:
 @serve.deployment(
     max_ongoing_requests=2 * _AT_ONCE,
     max_queued_requests=_WAITING,
-    logging_config={"log_level": "WARNING", "enable_access_log": False},
+    logging_config=ray_service.QUIET,
 )
 @serve.ingress(api)
 class RetrieverService:
@@ -217,63 +205,26 @@ def serve_forever(recipe: Recipe, host: str, port: int, timeout: float, console:
             taken, or the cluster runs Ray Serve already.
     """
     retrieval = _served(recipe)
-    _check_port(host, port)
+    ray_service.check_address(host, port)
     token = bearer_token()
     examples: list[Example] = []
     if retrieval.corpus_path is None:
         split = load_examples(recipe.data, recipe.training.seed)
         examples = [*split.train, *split.evaluation]
-    # Ray Serve gives up on its HTTP process after 5 s, in which a busy machine cannot start one.
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray_service.prepare()
     with open_cluster(recipe.cluster.model_copy(update={"mode": "ray"}), processes=2):
-        _check_nothing_is_served()
+        ray_service.check_nothing_is_served()
         # Made and opened here, where an error is one message; the service then only opens it.
         with open_retriever(retrieval, examples, console.say) as retriever:
             corpus = retriever.corpus
             retriever.rank(["What is this?"], 1)
         app = RetrieverService.bind(retrieval, str(corpus.folder), timeout, token)
-        with _running(app, host, port) as address:
-            stop = threading.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            console.say(
+        with ray_service.running(app, _NAME, host, port) as address:
+            told = (
                 f"{retrieval.kind} over {len(corpus):,} passages: POST {address}/search; "
                 "also /health, /metrics and /docs; Ctrl-C ends it"
             )
-            if token is None and not is_loopback(host):
-                console.say(
-                    f"warning: {host} is reached from other machines, and whoever reaches it may "
-                    "search: set DRO_RL_TOKEN to ask for a token"
-                )
-            while not stop.wait(1):
-                pass
-
-
-@contextmanager
-def _running(app: serve.Application, host: str, port: int) -> Iterator[str]:
-    """The address of a service, which ends with the block, also on a cluster that goes on."""
-    try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
-        serve.run(app, name=_NAME, route_prefix="/")
-        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    finally:
-        serve.shutdown()
-
-
-def _check_nothing_is_served() -> None:
-    """A cluster has one Ray Serve, with one address: what another started stays as it is."""
-    status = serve.status()
-    if status.proxies or status.applications:
-        names = ", ".join(status.applications) or "nothing at the moment"
-        raise UserError(
-            f"cluster.address: Ray Serve runs on this cluster already ({names}): end it there "
-            "(`serve shutdown`), or serve from another cluster"
-        )
+            ray_service.wait_for_the_end(told, host, token, console.say)
 
 
 def _served(recipe: Recipe) -> Any:
@@ -288,16 +239,3 @@ def _served(recipe: Recipe) -> Any:
     # Its process has a working folder of its own.
     cache = str(located(retrieval.cache_dir).absolute())
     return retrieval.model_copy(update={"cache_dir": cache})
-
-
-def _check_port(host: str, port: int) -> None:
-    """Ray Serve itself says it in the log of another process."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            pass
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot listen at {host}:{port}: {reason}: choose another --port or --host"
-        ) from error

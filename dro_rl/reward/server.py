@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -18,7 +16,8 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe
-from dro_rl.remote import bearer_token, is_loopback
+from dro_rl.listening import address_of, brings_token, listen, warn_if_open
+from dro_rl.remote import bearer_token
 from dro_rl.reward.base import Reward
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.wire import Reply, Request, from_request
@@ -41,8 +40,7 @@ def make_app(reward: Reward, token: str | None = None) -> FastAPI:
     async def admit(request: HttpRequest, proceed: RequestResponseEndpoint) -> Response:
         """Before a body is read: who asks, and how much it is."""
         if request.url.path == "/score":
-            given = request.headers.get("authorization", "").encode()
-            if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            if not brings_token(request.headers.get("authorization"), token):
                 told = "a bearer token is needed: set DRO_RL_TOKEN as the server has"
                 return JSONResponse({"detail": told}, 401)
             size = request.headers.get("content-length", "")
@@ -102,30 +100,13 @@ def serve(reward: Reward, host: str, port: int, say: Callable[[str], None]) -> N
     """
     import uvicorn
 
-    listening = _listen(host, port)
+    listening = listen(host, port)
     token = bearer_token()
-    named = f"[{host}]" if ":" in host else host
-    address = f"http://{named}:{listening.getsockname()[1]}"
+    address = address_of(host, listening.getsockname()[1])
     needs = ", ".join(reward.needs) or "nothing"
     say(f"{type(reward).__name__}: scale {reward.scale}, needs {needs}")
     say(f"reward: {address}/score" + ("" if token else "  (no DRO_RL_TOKEN: for anyone who asks)"))
-    if token is None and not is_loopback(host):
-        say(f"warning: {host} is reached from other machines: set DRO_RL_TOKEN to ask for a token")
+    warn_if_open(host, token, say)
     app = make_app(reward, token)
     config = uvicorn.Config(app, log_level="warning", limit_concurrency=_AT_ONCE)
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there ({error}): give another --host or --port"
-        ) from error
-    return listening

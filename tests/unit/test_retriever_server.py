@@ -16,9 +16,10 @@ from rich.console import Console as RichConsole
 from dro_rl import retriever_server
 from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
+from dro_rl.ray_service import check_address, running
 from dro_rl.retrieval.bm25 import Bm25Retriever
 from dro_rl.retrieval_sections import Bm25Retrieval
-from dro_rl.retriever_server import SearchRequest, _check_port, read_request, serve_forever
+from dro_rl.retriever_server import SearchRequest, read_request, serve_forever
 from dro_rl.tracking.console import Console
 from tests.tiny import make_recipe
 
@@ -96,7 +97,7 @@ def told(monkeypatch):
 
 
 def test_what_was_started_ends_whatever_happens(told, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), retriever_server._running(None, "::1", 81) as address:  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt), running(None, "r", "::1", 81) as address:  # type: ignore[arg-type]
         assert address == "http://[::1]:81"
         raise KeyboardInterrupt
     assert told == ["start", "run", "shutdown"]
@@ -155,13 +156,13 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 def test_it_may_listen_at_an_address_of_ipv6():
-    _check_port("::1", 0)
+    check_address("::1", 0)
 
 
 def test_a_taken_port_and_a_name_that_is_none_are_told():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}: .*--port"):
-            _check_port("127.0.0.1", port)
+            check_address("127.0.0.1", port)
     with pytest.raises(UserError, match="cannot listen at .*--host"):
-        _check_port("a" * 100, 8100)
+        check_address("a" * 100, 8100)

@@ -139,7 +139,7 @@ def test_a_reward_that_raises_keeps_its_traceback_and_names_the_example(run, wri
         (("reward", "serve", "{use: rewards/f1.py, bta: 2}"), "did you mean beta?"),
         (("reward", "serve", "{beta: 2}"), "reward '{beta: 2}': use: Field required"),
         (("reward", "serve", "[}"), "reward '[}': is not YAML"),
-        (("reward", "serve", "rewards/f1.py", "--host", "999.1.1.1"), "cannot listen there"),
+        (("reward", "serve", "rewards/f1.py", "--host", "999.1.1.1"), "cannot listen at 999.1.1.1"),
         (("check", "recipes/demo.yaml", "reward.beta=2"), "answer_likelihood.py"),
     ],
 )

@@ -15,10 +15,11 @@ from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
+from dro_rl.listening import listen
 from dro_rl.records import Document, Example, Outcome
 from dro_rl.reward import Reward, load_reward, server
 from dro_rl.reward.checks import checked_scores
-from dro_rl.reward.server import _listen, make_app
+from dro_rl.reward.server import make_app
 from dro_rl.reward_sections import RewardSection
 
 pytestmark = pytest.mark.unit
@@ -55,7 +56,7 @@ def serve():
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def run(reward: Reward, token: str | None = None) -> str:
-        listening = _listen("127.0.0.1", 0)
+        listening = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(make_app(reward, token), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -195,11 +196,10 @@ def test_a_served_reward_that_raises_shows_its_traceback_where_it_runs(serve, ca
 
 
 def test_a_port_that_is_taken():
-    taken = _listen("127.0.0.1", 0)
-    taken.listen()
+    taken = listen("127.0.0.1", 0)
     port = taken.getsockname()[1]
-    with pytest.raises(UserError, match=f"127.0.0.1:{port}: cannot listen there.*--port"):
-        _listen("127.0.0.1", port)
+    with pytest.raises(UserError, match=f"127.0.0.1:{port}: .*--port"):
+        listen("127.0.0.1", port)
     taken.close()
 
 

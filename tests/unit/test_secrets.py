@@ -19,8 +19,9 @@ import yaml
 from servers import serving
 
 from dro_rl import cli, remote
+from dro_rl.listening import listen
 from dro_rl.reward import load_reward
-from dro_rl.reward.server import _listen, make_app
+from dro_rl.reward.server import make_app
 from tests.tiny import CITIES, PEOPLE, make_recipe
 
 pytestmark = pytest.mark.unit
@@ -41,7 +42,7 @@ def planted(monkeypatch) -> None:
 @pytest.fixture
 def reward() -> Iterator[str]:
     """The address of a reward server that asks for the token."""
-    listening = _listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     app = make_app(load_reward("rewards/f1.py"), SECRETS["DRO_RL_TOKEN"])
     server = uvicorn.Server(uvicorn.Config(app, log_level="debug"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

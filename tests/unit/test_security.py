@@ -25,6 +25,7 @@ from servers import serving, speaking
 from dro_rl import remote
 from dro_rl.cli_services import serve_retriever, serve_reward
 from dro_rl.errors import UserError
+from dro_rl.listening import listen
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
 from dro_rl.policy_sections import PolicySection
 from dro_rl.recipe_file import load_recipe, localise
@@ -33,7 +34,7 @@ from dro_rl.remote import is_loopback, post_json
 from dro_rl.retrieval.model_files import local_model
 from dro_rl.retrieval.passages import open_dataset
 from dro_rl.reward import Reward, load_reward, server
-from dro_rl.reward.server import _listen, make_app
+from dro_rl.reward.server import make_app
 from dro_rl.tracking.report import write_report
 from tests.models import make_llama
 
@@ -534,7 +535,7 @@ def test_the_token_is_the_same_with_white_space_around_it(monkeypatch):
 
 def test_a_body_that_drips_is_given_up_in_time(monkeypatch):
     monkeypatch.setattr(server, "_SLOWEST_BODY", 0.3)
-    listening = _listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     running = uvicorn.Server(uvicorn.Config(make_app(Ones()), log_level="error"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

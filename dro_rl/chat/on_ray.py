@@ -1,0 +1,75 @@
+"""A trained pair through Ray Serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+from dro_rl import ray_service
+from dro_rl.chat.answering import Answering, Service
+from dro_rl.chat.app import make_app
+from dro_rl.cluster import open_cluster
+from dro_rl.errors import UserError
+from dro_rl.tracking.console import Console
+
+if TYPE_CHECKING:  # see dro_rl.chat.wire
+    from dro_rl.pipeline import Answer
+
+_AT_ONCE = 32  # requests that are answered together
+_WAITING = 1024  # requests in the queue; a further one is answered 503
+
+
+@serve.deployment(
+    max_ongoing_requests=2 * _AT_ONCE,
+    max_queued_requests=_WAITING,
+    logging_config=ray_service.QUIET,
+)
+@serve.ingress()
+class ChatReplica:
+    """Both policies and the retriever in one process. What comes together is answered together."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.answering = service, Answering(service)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        service = self.service
+        return make_app(service.name, self.ask, service.token, service.timeout)
+
+    async def ask(self, question: str) -> Answer | UserError:
+        """The answer, found beside those to other questions."""
+        return await self.together(question)
+
+    @serve.batch(max_batch_size=_AT_ONCE, batch_wait_timeout_s=0.005)
+    async def together(self, questions: list[str]) -> list[Answer | UserError]:
+        """The answers of a batch."""
+        return await self.answering.each(questions)
+
+
+def serve_on_ray(service: Service, told: str, console: Console) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        told: said once it answers, with {address} for where.
+    Raises:
+        UserError: a policy or the index cannot be opened, the address is taken, or the cluster runs
+            Ray Serve already.
+    """
+    from dro_rl.pipeline import Pipeline
+
+    ray_service.check_address(service.host, service.port)
+    # Here an error is one message; the replica then opens what is known to be there.
+    with Pipeline(service.recipe, service.models, console.say) as pipeline:
+        pipeline.check()
+    ray_service.prepare()
+    with open_cluster(service.recipe.cluster, processes=1):
+        ray_service.check_nothing_is_served()
+        gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
+        replica = ChatReplica.options(ray_actor_options={"num_gpus": gpus})
+        app = replica.bind(service)
+        with ray_service.running(app, "chat", service.host, service.port) as address:
+            ray_service.wait_for_the_end(
+                told.format(address=address), service.host, service.token, console.say
+            )

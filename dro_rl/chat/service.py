@@ -1,0 +1,75 @@
+"""A run's pair, served until a signal ends it: from this process, or through Ray Serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dro_rl.chat.answering import Answering, Service
+from dro_rl.checkpoint import policies_of
+from dro_rl.jsonlines import located
+from dro_rl.listening import address_of, listen, warn_if_open
+from dro_rl.recipe import Recipe
+from dro_rl.remote import bearer_token
+from dro_rl.retrieval_sections import CorpusSection
+from dro_rl.tracking.console import Console
+from dro_rl.tracking.run_directory import RunDirectory
+
+_CONNECTIONS = 64  # without Ray Serve; a further one is answered 503
+
+
+def serve_run(
+    run: Path,
+    recipe: Recipe,
+    iteration: int | None,
+    host: str,
+    port: int,
+    timeout: float,
+    console: Console,
+) -> None:
+    """Answer chat requests. The model's name is that of the run's folder; `DRO_RL_TOKEN` in the
+    environment is asked of every request to /v1.
+
+    Args:
+        recipe: the run's; with `cluster.mode: local` nothing of Ray is started.
+        iteration: of the checkpoint; by default the last.
+        timeout: for one request [s].
+    Raises:
+        UserError: the run has no such checkpoint, a policy or the index cannot be opened, the
+            address is taken, or the cluster runs Ray Serve already.
+    """
+    directory = RunDirectory.open(run)
+    at, models = policies_of(directory, recipe, iteration)
+    name, token = directory.path.name, bearer_token()
+    service = Service(_from_anywhere(recipe), models, name, host, port, timeout, token)
+    console.say(f"{name}, iteration {at}: loading (engines take up to a minute)")
+    told = f"model {name} at {{address}}/v1; also /health and /metrics; Ctrl-C ends it"
+    if recipe.cluster.mode == "local":
+        _serve_here(service, told, console)
+    else:
+        from dro_rl.chat.on_ray import serve_on_ray
+
+        serve_on_ray(service, told, console)
+
+
+def _serve_here(service: Service, told: str, console: Console) -> None:
+    import uvicorn
+
+    from dro_rl.chat.app import make_app
+
+    listening = listen(service.host, service.port)
+    app = make_app(service.name, Answering(service).one, service.token, service.timeout)
+    console.say(told.format(address=address_of(service.host, listening.getsockname()[1])))
+    warn_if_open(service.host, service.token, console.say)
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=_CONNECTIONS)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _from_anywhere(recipe: Recipe) -> Recipe:
+    """A replica has a working folder of its own."""
+    retrieval = recipe.retrieval
+    if not isinstance(retrieval, CorpusSection):
+        return recipe
+    cache = str(located(retrieval.cache_dir).absolute())
+    return recipe.model_copy(
+        update={"retrieval": retrieval.model_copy(update={"cache_dir": cache})}
+    )
