@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dro_rl.chat.answering import Answering, Service
 from dro_rl.checkpoint import policies_of
+from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
 from dro_rl.listening import address_of, listen, warn_if_open
 from dro_rl.recipe import Recipe
@@ -34,9 +35,14 @@ def serve_run(
         iteration: of the checkpoint; by default the last.
         timeout: for one request [s].
     Raises:
-        UserError: the run has no such checkpoint, a policy or the index cannot be opened, the
-            address is taken, or the cluster runs Ray Serve already.
+        UserError: the run has no generator or no such checkpoint, a policy or the index cannot be
+            opened, the address is taken, or the cluster runs Ray Serve already.
     """
+    if recipe.generator.is_none:
+        raise UserError(
+            f"{run}: has no generator (generator: none), so nobody answers: `dro-rl answer` shows "
+            "what its selector picks, and `dro-rl export` gives the selector to other programs"
+        )
     directory = RunDirectory.open(run)
     at, models = policies_of(directory, recipe, iteration)
     name, token = directory.path.name, bearer_token()

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from dro_rl.data_sections import FileData, HubData
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.evaluation.significance import Difference, paired_bootstrap
-from dro_rl.policy_sections import PolicySection
+from dro_rl.policy_sections import AnyPolicy
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.tracking import stored
 from dro_rl.tracking.run_directory import RunDirectory, environment
@@ -28,12 +29,16 @@ _FIGURES = {  # by their key in an evaluation: as the table names them, and as t
     "recall@5": ("answer in the first 5 selected", "recall_at_5"),
     "gold_recall": ("supporting documents selected", "gold_recall"),
     "bound": ("bound on the answer's log-likelihood [nats]", "bound"),
+    "reward": ("reward", "reward"),
 }
 _TASK = {
     "selector": "reads a question and up to {n} documents and writes an ordered selection of at "
     "most {k} of them, such as `[3] > [1]`",
     "generator": "answers a question from the documents that the selector has selected",
 }
+_SCORES = (
+    "scores each of up to {n} documents for a question; its selection is the best {k}, in order"
+)
 _OTHER: dict[PolicyName, PolicyName] = {"selector": "generator", "generator": "selector"}
 
 
@@ -63,38 +68,35 @@ class Exported:
 
 def _scores(run: RunDirectory, iteration: int) -> dict[str, Scores]:
     rows = list(run.evaluated_questions(iteration, stored.Answered))
-    found = {key: {r["example"]: r[key] for r in rows if r[key] is not None} for key in _FIGURES}
+    found = {
+        key: {r["example"]: r[key] for r in rows if r.get(key) is not None} for key in _FIGURES
+    }
     return {key: scores for key, scores in found.items() if scores}
 
 
 def model_card(about: Exported, policy: PolicyName) -> str:
     """README.md of the policy's folder; its front matter is what the hub reads."""
     front = yaml.safe_dump(_front_matter(about, policy), sort_keys=False, allow_unicode=True)
-    recipe, other = about.recipe, _OTHER[policy]
-    task = _TASK[policy].format(n=recipe.retrieval.candidates, k=recipe.selector.documents)
+    recipe = about.recipe
+    task = _SCORES if _is_encoder(recipe, policy) else _TASK[policy]
+    task = task.format(n=recipe.retrieval.candidates, k=recipe.selector.documents)
+    pair = "One of two models that were trained together"
+    other = f" The other is the {_OTHER[policy]}."
+    if recipe.generator.is_none:
+        pair, other = "Trained", ""
     start = "its warm start" if about.iteration == 0 else f"iteration {about.iteration}"
     return f"""---
 {front}---
 
 # {about.name}: {policy}
 
-One of two models that were trained together by Direct Retrieval-augmented Optimization
+{pair} by Direct Retrieval-augmented Optimization
 ([DRO](https://arxiv.org/abs/2505.03075)) with dro_rl {metadata.version("dro-rl")}: this one
-{task}. The other is the {other}. From run `{about.name}`, {start}.
+{task}.{other} From run `{about.name}`, {start}.
 
 ## Use
 
-`pipeline.py`, beside the two folders, needs torch and transformers alone:
-
-```python
-from pipeline import Pipeline
-
-pipeline = Pipeline("FOLDER")  # with pipeline.json, selector/ and generator/
-found = pipeline.answer("QUESTION", [{{"title": "TITLE", "text": "TEXT"}}])
-print(found.text, found.documents)
-```
-
-The prompts in `pipeline.py` are those of training; with others the model has not been measured.
+{_use(recipe, policy)}
 
 ## Measured
 
@@ -117,9 +119,47 @@ before you pass these weights on.
 """
 
 
+_PIPELINE = """\
+`pipeline.py`, beside the two folders, needs torch and transformers alone:
+
+```python
+from pipeline import Pipeline
+
+pipeline = Pipeline("FOLDER")  # with pipeline.json, selector/ and generator/
+found = pipeline.answer("QUESTION", [{"title": "TITLE", "text": "TEXT"}])
+print(found.text, found.documents)
+```
+
+The prompts in `pipeline.py` are those of training; with others the model has not been measured."""
+_SENTENCE_TRANSFORMERS = """\
+A plain folder of sentence-transformers, for whatever takes one: `SentenceTransformer("FOLDER")`,
+or `CrossEncoder("FOLDER")` where it was made from a cross-encoder. A document is read as its title,
+a space and its text."""
+_CONDITIONAL = """ After each pick the picked text is appended to the
+question, and what is left is scored anew."""
+_BESIDE_AN_ENCODER = """\
+A plain causal language model. Its prompts are `dro_rl.prompts.PromptWriter.answer`'s; with others
+it has not been measured."""
+
+
+def _use(recipe: Recipe, policy: PolicyName) -> str:
+    if _is_encoder(recipe, policy):
+        conditional = isinstance(recipe.selector, EncoderSelector) and recipe.selector.conditional
+        return _SENTENCE_TRANSFORMERS + (_CONDITIONAL if conditional else "")
+    return _BESIDE_AN_ENCODER if _is_encoder(recipe, "selector") else _PIPELINE
+
+
+def _is_encoder(recipe: Recipe, policy: PolicyName) -> bool:
+    return isinstance(recipe.policy(policy), EncoderSelector)
+
+
 def _front_matter(about: Exported, policy: PolicyName) -> dict[str, Any]:
     base, data = _origin(about.recipe.policy(policy))[0], _data(about.recipe)[0]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    encoder = _is_encoder(about.recipe, policy)
+    front: dict[str, Any] = {
+        "library_name": "sentence-transformers" if encoder else "transformers",
+        "pipeline_tag": "text-ranking" if encoder else "text-generation",
+    }
     if base:
         front |= {"base_model": base, "base_model_relation": "finetune"}
     if data:
@@ -182,7 +222,7 @@ def _mean(scores: Mapping[str, float]) -> Difference:
 
 
 def _shown(key: str, figure: Difference) -> str:
-    if key == "bound":
+    if key in ("bound", "reward"):
         return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
     return f"{100 * figure.mean:.1f} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
@@ -190,7 +230,7 @@ def _shown(key: str, figure: Difference) -> str:
 # --- where it comes from --------------------------------------------------------------------------
 
 
-def _origin(section: PolicySection) -> tuple[str | None, str]:
+def _origin(section: AnyPolicy) -> tuple[str | None, str]:
     """The hub's name of the base model, if it has one, and what to call it."""
     name = section.init or section.model
     if name == "scratch":

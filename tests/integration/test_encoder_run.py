@@ -9,11 +9,14 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from rich.console import Console as RichConsole
 
+from dro_rl.chat.service import serve_run
 from dro_rl.comparison.runs import Run, read_result
 from dro_rl.comparison.tables import headline
 from dro_rl.errors import UserError
+from dro_rl.export import export_run
 from dro_rl.inference import evaluate_run
 from dro_rl.pipeline import load_pipeline
 from dro_rl.recipe import Recipe
@@ -115,6 +118,30 @@ def test_it_answers_with_documents_alone(run):
     with load_pipeline(run) as pipeline:
         found = pipeline.answer("Name the Kovac hometown. 0")
     assert found.text is None and len(found.documents) == 2
+
+
+def test_its_export_is_what_sentence_transformers_reads(run, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    out = export_run(run, tmp_path / "out", "best")
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "selector"}
+    example = make_example(0)
+    question = f"{example.question} 0"
+    texts = [f"{d.title} {d.text}".strip() for d in example.candidates]
+    model = SentenceTransformer(str(out / "selector"), device="cpu", local_files_only=True)
+    scores = model.similarity(model.encode([question]), model.encode(texts))[0]
+    with load_pipeline(run) as pipeline:
+        picked = pipeline.answer(question, example.candidates)
+    best = [example.candidates[i] for i in scores.topk(2).indices.tolist()]
+    assert list(picked.documents) == best
+    card = ModelCard.load(out / "selector" / "README.md")
+    assert card.data.library_name == "sentence-transformers"
+    assert "generator" not in card.text.split("## Made from")[0]
+
+
+def test_without_a_generator_nothing_is_served(run):
+    with pytest.raises(UserError, match="no generator .*dro-rl export"):
+        serve_run(run, load_recipe(str(run / "recipe.yaml")), None, "127.0.0.1", 1, 1, quiet()[0])
 
 
 def test_an_evaluation_is_repeatable(run):
