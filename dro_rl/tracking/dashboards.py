@@ -154,8 +154,14 @@ def _log_in() -> None:
     """Asks for the key on a terminal, and raises without one."""
     import wandb
 
-    if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login():
-        raise ValueError("there is no key: `wandb login`, or WANDB_MODE=offline and `wandb sync`")
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        known, why = wandb.login(), "there is no key."
+    except wandb.Error as error:
+        known, why = False, str(error)
+    if not known:
+        raise ValueError(f"{why} WANDB_MODE=offline needs none, and `wandb sync` sends it later")
 
 
 def _ask_mlflow() -> None:

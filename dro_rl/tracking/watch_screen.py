@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -18,12 +18,13 @@ from dro_rl.errors import UserError
 from dro_rl.tracking.console import LINE_EVERY, Console, evaluation_table
 from dro_rl.tracking.watching import Status, Watcher, timed
 
+T = TypeVar("T")
 _LOOK_EVERY = 1.0  # seconds
 _EXAMPLE_EVERY = 60.0
 _TRIES = 5  # looks in a row that may fail: a resumed run removes files
-_EVALUATIONS = 8  # rows: what a small window holds
+_EVALUATIONS = 6  # rows: what a small window holds
 _BARS = "▁▂▃▄▅▆▇█"
-_POINTS = 32  # of a curve
+_POINTS = 24  # of a curve
 
 # Those of a step that say most, where a run has them; docs/metrics.md explains each.
 _OF_A_STEP = (
@@ -81,7 +82,8 @@ class _Lines:
 
     def __init__(self, watcher: Watcher, console: Console) -> None:
         self.watcher, self.console = watcher, console
-        self.said, self.evaluated, self.due, self.silence = "", 0, 0.0, False
+        self.said, self.due, self.silence = "", 0.0, False
+        self.evaluated = 1  # the warm start says nothing alone
 
     def tell(self, status: Status | None) -> None:
         if status is None:
@@ -136,11 +138,15 @@ def _screen(watcher: Watcher, status: Status | None) -> RenderableType:
 
 
 def _curves(steps: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table.grid(padding=(0, 2))
+    """Two names a row: the last value, and how it came to it."""
+    cells: list[tuple[RenderableType, ...]] = []
     for name in _OF_A_STEP:
         values = [row[name] for row in steps if isinstance(row.get(name), int | float)]
         if values:
-            table.add_row(name, f"{values[-1]:.4g}", Text(curve(values), style="cyan"))
+            cells.append((name, f"{values[-1]:.4g}", Text(curve(values), style="cyan")))
+    table = Table.grid(padding=(0, 2))
+    for pair in _parts(cells, 2):
+        table.add_row(*(cell for part in pair for cell in part))
     return table
 
 
@@ -153,7 +159,7 @@ def curve(values: Sequence[float]) -> str:
     return "".join(_BARS[int((mean - low) / span * (len(_BARS) - 1))] for mean in means)
 
 
-def _parts(values: Sequence[float], size: int) -> list[Sequence[float]]:
+def _parts(values: Sequence[T], size: int) -> list[Sequence[T]]:
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 

@@ -17,6 +17,7 @@ from dro_rl.tracking import stored
 from dro_rl.tracking.run_directory import RunDirectory
 
 T = TypeVar("T")
+Example = tuple[dict[str, Any], dict[str, Any]]  # a question before training, and now
 _FIRST = 900.0  # seconds without a word that are not unusual before the first iteration has ended
 
 
@@ -109,6 +110,7 @@ class Watcher:
     def __init__(self, path: Path) -> None:
         self.run = RunDirectory(path)
         self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
+        self._shown: tuple[tuple[int, int], Example | None] = ((-1, -1), None)
 
     def look(self) -> Status | None:
         """Where it stands; None where there is no run yet.
@@ -141,19 +143,21 @@ class Watcher:
             silent=time.time() - self._last_change(),
         )
 
-    def example(self, number: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def example(self, number: int) -> Example | None:
         """A held-out question as the warm start and the last evaluation have it, the `number`-th
         where they are counted round and round; None before the first evaluation."""
-        evaluations = self.run.evaluations()
+        evaluations = self._fresh(self.run.path / "evaluation", self.run.evaluations)
         if not evaluations or not evaluations[-1].get("questions"):
             return None
-        place = number % evaluations[-1]["questions"]
-        found = [
-            next(islice(self.run.evaluated_questions(i, stored.Shown), place, None), None)
-            for i in (0, evaluations[-1]["iteration"])
-        ]
-        first, last = found
-        return (first, last) if first and last else None
+        place, last = number % evaluations[-1]["questions"], evaluations[-1]["iteration"]
+        if self._shown[0] != (place, last):
+            rows = [self._row(iteration, place) for iteration in (0, last)]
+            self._shown = ((place, last), (rows[0], rows[1]) if all(rows) else None)
+        return self._shown[1]
+
+    def _row(self, iteration: int, place: int) -> dict[str, Any]:
+        rows = self.run.evaluated_questions(iteration, stored.Shown)
+        return next(islice(rows, place, None), {})
 
     def _last_change(self) -> float:
         folders = ("", "evaluation", "rollouts", "checkpoints", "metrics.jsonl")

@@ -19,7 +19,7 @@ def python(code: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env=environment(PYTHONPATH=str(ROOT)),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=280,

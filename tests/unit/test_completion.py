@@ -40,7 +40,7 @@ def test_the_script_that_bash_is_given_completes(tmp_path):
     told = subprocess.run(
         ["bash", "-c", _ASK],
         cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT)),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

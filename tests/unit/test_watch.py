@@ -121,7 +121,7 @@ def test_a_finished_run_is_told_in_plain_lines(finished):
     assert "\x1b" not in told and "\x07" not in told
     assert "finished after iteration 2" in told
     assert "iteration 2: EM 0.0 -> 100.0" in told and "warm start" in told
-    assert "(reference: Lyon)" in told and "*Title" in told
+    assert "(reference: Lyon)" in told and "now        'Lyon' from no" in told
 
 
 def test_a_finished_run_on_a_terminal(finished, monkeypatch):
