@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,18 +15,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "evaluate", "load_pipeline", "train"]
 
-_MODULES = {
-    "Recipe": "dro_rl.recipe",
-    "evaluate": "dro_rl.api",
-    "load_pipeline": "dro_rl.pipeline",
-    "train": "dro_rl.api",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "Recipe":
+        from dro_rl.recipe import Recipe as found
+    elif name == "load_pipeline":
+        from dro_rl.pipeline import load_pipeline as found
+    elif name == "train":
+        from dro_rl.api import train as found
+    elif name == "evaluate":
+        from dro_rl.api import evaluate as found
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -61,7 +61,7 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         # Nothing but numbers and the recipe: no console, no code.
         settings = wandb.Settings(console="off", save_code=False, finish_timeout=_PATIENCE)
@@ -85,7 +85,7 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self.client = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(recipe.tracking.project).experiment_id
@@ -102,7 +102,7 @@ class _Mlflow:
         self.last = max((m.step for m in had), default=-1)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         now = int(time.time() * 1000)
         # Its names may not hold an @.
@@ -115,7 +115,7 @@ class _Mlflow:
 
 class _Trackio:
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self.trackio = trackio
         opened = trackio.init(
@@ -152,7 +152,7 @@ def _id(run: RunDirectory) -> str:
 
 def _log_in() -> None:
     """Asks for the key on a terminal, and raises without one."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     if os.environ.get("WANDB_MODE", "online") != "online":
         return
@@ -168,7 +168,7 @@ def _ask_mlflow() -> None:
     # Its own patience, minutes a request, would be the run's.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     if mlflow.get_tracking_uri().startswith("http"):
         mlflow.MlflowClient().search_experiments(max_results=1)

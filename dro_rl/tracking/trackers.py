@@ -83,10 +83,12 @@ class _Copies:
             self._send()
 
     def _send(self) -> None:
-        step = self.growing.pop("step", None)
+        if "step" not in self.growing:
+            return
+        step = self.growing.pop("step")
         numbers = {k: float(v) for k, v in self.growing.items() if isinstance(v, int | float)}
         self.growing = {}
-        for name, dashboard in [*self.dashboards.items()] if step is not None else []:
+        for name, dashboard in [*self.dashboards.items()]:
             if step > dashboard.last:
                 self._guard(name, lambda d=dashboard: d.log(numbers, step))
 

@@ -119,9 +119,9 @@ class Watcher:
             UserError: a file is damaged, or was removed while it was read.
         """
         path = self.run.path
-        if not self.run.begun:
-            return None
         recipe = self._fresh(path / "recipe.yaml", lambda: load_recipe(str(path / "recipe.yaml")))
+        if recipe is None:
+            return None
         evaluations = self._fresh(path / "evaluation", self.run.evaluations) or []
         rows = self._fresh(path / "metrics.jsonl", self.run.rows) or []
         done = max((int(p.name[10:]) for p in path.glob("checkpoints/iteration-????")), default=0)

@@ -36,8 +36,8 @@ def test_the_example_of_the_docs(tmp_path):
     assert re.search(r" -> \w+", told)
     run = tmp_path / "runs" / "notebook"
     assert (run / "checkpoints" / "iteration-0002" / "selector" / "config.json").is_file()
-    again = python(example.replace("runs/notebook", str(run)), tmp_path)  # it is not trained twice
-    assert "iteration 1/2" not in again and re.search(r"^2 EM", again, re.M)
+    begins = example.partition("\nfor row")[0].replace("runs/notebook", str(run))
+    assert "iteration 1/2" not in python(begins, tmp_path)  # a cell that is run again goes on
 
 
 def test_importing_it_is_light(tmp_path):
