@@ -6,8 +6,9 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,13 +19,12 @@ from dro_rl.errors import UserError
 from dro_rl.tracking.console import LINE_EVERY, Console, evaluation_table
 from dro_rl.tracking.watching import Status, Watcher, timed
 
-T = TypeVar("T")
 _LOOK_EVERY = 1.0  # seconds
 _EXAMPLE_EVERY = 60.0
 _TRIES = 5  # looks in a row that may fail: a resumed run removes files
 _EVALUATIONS = 6  # rows: what a small window holds
 _BARS = "▁▂▃▄▅▆▇█"
-_POINTS = 24  # of a curve
+_POINTS = 16  # of a curve
 
 # Those of a step that say most, where a run has them; docs/metrics.md explains each.
 _OF_A_STEP = (
@@ -118,7 +118,7 @@ def _screen(watcher: Watcher, status: Status | None) -> RenderableType:
         return Group(title, Text("no run here yet; waiting for one to begin (Ctrl-C ends)"))
     parts: list[RenderableType] = [
         Text.assemble(title, f"  {status.recipe.algorithm.kind}"),
-        ProgressBar(total=1.0, completed=status.share, width=60),
+        _bar(status.share),
         Text(f"{status.stage}{_left(status)}"),
     ]
     if status.evaluations:
@@ -137,30 +137,31 @@ def _screen(watcher: Watcher, status: Status | None) -> RenderableType:
     return Group(*parts)
 
 
-def _curves(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """Two names a row: the last value, and how it came to it."""
-    cells: list[tuple[RenderableType, ...]] = []
+def _bar(share: float) -> Table:
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=1.0, completed=share, width=60), f"{100 * share:.0f} %")
+    return row
+
+
+def _curves(steps: Sequence[Mapping[str, Any]]) -> Columns:
+    """The last value of each, and how it came to it; side by side where there is room."""
+    lines = []
     for name in _OF_A_STEP:
         values = [row[name] for row in steps if isinstance(row.get(name), int | float)]
-        if values:
-            cells.append((name, f"{values[-1]:.4g}", Text(curve(values), style="cyan")))
-    table = Table.grid(padding=(0, 2))
-    for pair in _parts(cells, 2):
-        table.add_row(*(cell for part in pair for cell in part))
-    return table
+        if any(values):  # what is 0 throughout says nothing
+            line = Text(f"{name:<30}{values[-1]:>9.4g} ")
+            lines.append(line.append(curve(values), style="cyan"))
+    return Columns(lines, padding=(0, 3))
 
 
 def curve(values: Sequence[float]) -> str:
     """A line of bars: the values in order, several as their mean where there are many."""
     size = -(-len(values) // _POINTS)
-    means = [sum(part) / len(part) for part in _parts(values, size)]
+    parts = [values[i : i + size] for i in range(0, len(values), size)]
+    means = [sum(part) / len(part) for part in parts]
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     return "".join(_BARS[int((mean - low) / span * (len(_BARS) - 1))] for mean in means)
-
-
-def _parts(values: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def _rates(row: Mapping[str, Any]) -> str:
