@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dro_rl import completion
+from dro_rl.cli_beside import new, watch
 from dro_rl.cli_services import recipes, retriever, rewards
 from dro_rl.cli_trained import export, serve
 from dro_rl.command_line import (
@@ -34,13 +36,14 @@ if TYPE_CHECKING:  # pydantic takes longer to import than `dro-rl --help` to ans
 app = typer.Typer(
     help="Direct Retrieval-augmented Optimization: train a selector and a generator end to end.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+app.command()(new)
 app.add_typer(recipes, name="recipes")
 app.add_typer(retriever, name="retriever")
 app.add_typer(rewards, name="reward")
+app.command()(watch)
 app.command()(export)
 app.command()(serve)
 
@@ -58,7 +61,10 @@ def main() -> None:
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe; not needed with --resume.")
+        str | None,
+        typer.Argument(
+            help="A recipe; not needed with --resume.", autocompletion=completion.recipe_names
+        ),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run where it stands.")] = None,
@@ -75,6 +81,7 @@ def train(
             typer.echo(f"{resume}: has done its iterations; training.iterations=N goes on")
             return
     prepare_process(loaded)
+    from dro_rl.api import run_training
     from dro_rl.checkpoint import how_to_go_on
     from dro_rl.ending import says_how_to_go_on
     from dro_rl.tracking.console import Console
@@ -82,11 +89,6 @@ def train(
 
     directory = RunDirectory.open(resume.absolute()) if resume else None
     with says_how_to_go_on(lambda: how_to_go_on(directory) if directory else "Nothing had begun"):
-        if loaded.algorithm.kind == "trl_grpo":
-            from dro_rl.trl_grpo import train as run_training
-        else:
-            from dro_rl.trainer import train as run_training
-
         console = Console()
         run = run_training(loaded, console, directory)
     evaluations = run.evaluations()
@@ -141,15 +143,9 @@ def evaluate(
     iteration: Annotated[int | None, typer.Option(help="Default: the last.")] = None,
 ) -> None:
     """Evaluate a run's policies, on its held-out questions or on others."""
-    from dro_rl.recipe_file import load_recipe, localise
+    from dro_rl.api import evaluate as run_evaluation
 
-    require_run(run)
-    loaded = localise(load_recipe(str(run / "recipe.yaml"), with_environment(overrides)))
-    prepare_process(loaded)
-    from dro_rl.inference import evaluate_run
-    from dro_rl.tracking.console import Console
-
-    evaluate_run(run.absolute(), loaded, data, iteration, Console())
+    run_evaluation(run, *with_environment(overrides), data=data, iteration=iteration)
 
 
 @app.command()
@@ -195,7 +191,11 @@ def answer(
 @app.command()
 def compare(
     file: Annotated[
-        str, typer.Argument(help="A comparison's file, or the name of one that the project has.")
+        str,
+        typer.Argument(
+            help="A comparison's file, or the name of one that the project has.",
+            autocompletion=completion.recipe_names,
+        ),
     ],
     overrides: Annotated[
         list[str] | None,

@@ -9,16 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dro_rl import completion
 from dro_rl.errors import UserError
 
 if TYPE_CHECKING:  # pydantic takes longer to import than `dro-rl --help` to answer
     from dro_rl.recipe import Recipe
 
 RecipeName = Annotated[
-    str, typer.Argument(help="A recipe's file, or the name of one that the project carries.")
+    str,
+    typer.Argument(
+        help="A recipe's file, or the name of one that the project carries.",
+        autocompletion=completion.recipe_names,
+    ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change: section.key=value ...")
+    list[str] | None,
+    typer.Argument(
+        help="Settings to change: section.key=value ...", autocompletion=completion.settings
+    ),
 ]
 IN_ONE_PROCESS = ("cluster.mode=local", "selector.ranks=1", "generator.ranks=1")
 RunPath = Annotated[Path, typer.Argument(help="A run directory.")]

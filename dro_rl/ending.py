@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
         watchdog.start()
         raise KeyboardInterrupt  # what Ray's waits pass on
 
-    if threading.current_thread() is not threading.main_thread():
+    interactive = hasattr(sys, "ps1")  # a notebook: it goes on after an interrupt
+    if interactive or threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
     before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}

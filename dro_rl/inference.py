@@ -25,8 +25,8 @@ from dro_rl.tracking.run_directory import RunDirectory
 
 def evaluate_run(
     path: Path, recipe: Recipe, data: Path | None, iteration: int | None, console: Console
-) -> None:
-    """Evaluate a checkpoint.
+) -> dict[str, Any]:
+    """Evaluate a checkpoint; returns the figures.
 
     Results go to the run's `evaluation/`; those on other data are named by it, and those under
     other settings than the run's are only shown, since its history compares like with like.
@@ -44,9 +44,10 @@ def evaluate_run(
     console.evaluations([summary])
     if _results_matter(recipe) != _results_matter(own):
         console.say("not written: these settings are not the run's own")
-        return
+        return summary
     name = f"{data.name}-iteration-{at:04d}" if data else f"iteration-{at:04d}"
     console.say(f"written: {run.write_evaluation(name, summary, rows)}")
+    return summary
 
 
 def _results_matter(recipe: Recipe) -> dict[str, Any]:

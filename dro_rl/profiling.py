@@ -91,7 +91,7 @@ def profile(recipe: Recipe, steps: int, output: Path | None, console: Console) -
 def _shortened(recipe: Recipe, steps: int, run_dir: str) -> Recipe:
     """Two iterations in which every policy takes `steps` steps, in the recipe's own schedule."""
     settings = recipe.resolved()
-    settings["tracking"]["run_dir"] = run_dir
+    settings["tracking"] |= {"run_dir": run_dir, "trackers": []}
     settings["rollout"]["overlap"] = 0  # the second iteration samples for itself
     settings["training"] |= {
         "iterations": 2,

@@ -218,6 +218,11 @@ class TrackingSection(Section):
         default=None,
         description="with keep_last: the policies of the iteration that is best by this are kept",
     )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default=["tensorboard"],
+        description="dashboards that get the metrics as they come, beside metrics.jsonl",
+    )
+    project: str = Field(default="dro_rl", description="which dashboards file the run under")
 
     @model_validator(mode="after")
     def _something_to_keep(self) -> TrackingSection:
@@ -267,6 +272,13 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     tracking: Annotated[TrackingSection, MAY_CHANGE] = TrackingSection()
     cluster: Annotated[ClusterSection, MAY_CHANGE] = ClusterSection()
+
+    @classmethod
+    def load(cls, name: str, *overrides: str) -> Recipe:
+        """The recipe in a file, or the project's of that name: see `recipe_file.load_recipe`."""
+        from dro_rl.recipe_file import load_recipe  # which needs this class
+
+        return load_recipe(name, overrides)
 
     @model_validator(mode="before")
     @classmethod

@@ -203,7 +203,7 @@ def _models_at(model: type[BaseModel], keys: Sequence[str]) -> Iterable[type[Bas
             m
             for owner in models
             if key in owner.model_fields
-            for m in _models_in(owner.model_fields[key].annotation)
+            for m in models_in(owner.model_fields[key].annotation)
         ]
         if inner:
             models = inner
@@ -213,11 +213,12 @@ def _models_at(model: type[BaseModel], keys: Sequence[str]) -> Iterable[type[Bas
     return models
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
-        return [m for part in typing.get_args(annotation) for m in _models_in(part)]
+        return [m for part in typing.get_args(annotation) for m in models_in(part)]
     return []
 
 

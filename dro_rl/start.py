@@ -15,6 +15,7 @@ from dro_rl.reward import Reward, load_reward
 from dro_rl.reward_sections import in_words
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.tracking.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> St
     """
     if resume is None:
         RunDirectory.check(recipe)
+    check_trackers(recipe)
     questions = load_questions(recipe, console)
     reward = load_reward(recipe.reward)
     if recipe.generator.is_none and reward.needs:

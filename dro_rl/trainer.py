@@ -38,6 +38,7 @@ from dro_rl.timeline import sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import LiveReport
 from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.tracking.trackers import following
 from dro_rl.usage import LearnersUse, peak_memory
 
 
@@ -63,7 +64,8 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
         def attempt(done: int) -> None:
             trainer.restore(done)
             run.write_recipe(recipe)  # of a resumed run: what it has been continued with
-            trainer.run_on()
+            with following(recipe, run, console.say):
+                trainer.run_on()
 
         keep_going(attempt, start.done, teams, run, console)
     return run

@@ -28,6 +28,7 @@ from dro_rl.start import prepare, steps_per_iteration
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.tracking.trackers import following
 
 
 @alone
@@ -64,7 +65,8 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
             trainer = loop.trainer(learner, done, scratch)  # before restoring: TRL's reference
             loop.restore(done)
             run.write_recipe(recipe)
-            loop.drive(trainer)
+            with following(recipe, run, console.say):
+                loop.drive(trainer)
     return run
 
 

@@ -16,7 +16,7 @@ _TIMED = ("time/", "share/", "tokens_per_second/", "mfu/", "memory/", "gpu_memor
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that a run leaves but the time it took and its recipe."""
-    contents = files(run)
+    contents = {k: v for k, v in files(run).items() if not k.startswith("tensorboard/")}
     for name in ("recipe.yaml", "metrics.jsonl", "report.html"):
         contents.pop(name, None)
     left: dict[str, Any] = {}

@@ -27,7 +27,8 @@ from dro_rl.comparison.tables import (
 from dro_rl.evaluation.significance import RESAMPLES
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.pages import page
-from dro_rl.tracking.run_directory import environment, write_text
+from dro_rl.tracking.run_directory import write_text
+from dro_rl.tracking.versions import environment
 
 _WIDTH = 200  # columns of tables on the screen, at least: a figure must not be cut
 

@@ -95,15 +95,7 @@ class Console:
 
     def evaluations(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """The table of a run: a row an iteration, the warm start first."""
-        table = Table(box=box.SIMPLE_HEAD, title="Held-out questions, greedy decoding (rates in %)")
-        table.add_column("iteration", justify="right")
-        columns = _columns(summaries)
-        for _, heading, _, _ in columns:
-            table.add_column(heading, justify="right")
-        for summary in summaries:
-            cells = [_figure(summary, key, form, factor) for key, _, form, factor in columns]
-            name = "warm start" if summary["iteration"] == 0 else str(summary["iteration"])
-            table.add_row(name, *cells)
+        table = evaluation_table(summaries)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
 
     def timeline(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -193,6 +185,20 @@ class Console:
                 )
                 self.say(f"  {label} {row['answer']!r:<24} from {documents or 'no document'}")
         self.say("  (* marks a gold document)")
+
+
+def evaluation_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """A row an evaluation."""
+    table = Table(box=box.SIMPLE_HEAD, title="Held-out questions, greedy decoding (rates in %)")
+    table.add_column("iteration", justify="right")
+    columns = _columns(summaries)
+    for _, heading, _, _ in columns:
+        table.add_column(heading, justify="right")
+    for summary in summaries:
+        cells = [_figure(summary, key, form, factor) for key, _, form, factor in columns]
+        name = "warm start" if summary["iteration"] == 0 else str(summary["iteration"])
+        table.add_row(name, *cells)
+    return table
 
 
 def _under(row: Mapping[str, Any], kind: str) -> dict[str, Any]:

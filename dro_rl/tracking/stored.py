@@ -80,6 +80,15 @@ class Question(Stored):
     scores: list[float]
 
 
+class Shown(Stored):
+    """A line of evaluation/iteration-NNNN.jsonl, of which its text is read."""
+
+    question: str
+    answers: list[str]
+    answer: str
+    selected: list[_Candidate]
+
+
 class Weight(Stored):
     """The column of a row of rollouts/iteration-NNNN.parquet that is read alone."""
 

@@ -1,0 +1,176 @@
+"""`dro-rl watch` reads a run's directory alone: begun or not, at work, finished, killed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console as RichConsole
+
+from dro_rl.errors import UserError
+from dro_rl.tracking import watch_screen
+from dro_rl.tracking.console import Console
+from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.tracking.watch_screen import curve, watch
+from dro_rl.tracking.watching import Status, Watcher
+from tests.commands import start
+from tests.made_runs import make_run, question, recipe
+
+pytestmark = pytest.mark.unit
+
+QUESTIONS = [question(0, "Where was \x1b]0;it\x07 [bold]made[/bold]?"), question(1)]
+
+
+def checkpointed(run: RunDirectory, *iterations: int) -> None:
+    for iteration in iterations:
+        (run.path / "checkpoints" / f"iteration-{iteration:04d}").mkdir()
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    """Two iterations of five are done."""
+    run = make_run(tmp_path / "run", QUESTIONS)
+    checkpointed(run, 1, 2)
+    return run
+
+
+@pytest.fixture
+def finished(run) -> RunDirectory:
+    run.write_recipe(recipe(run.path, training={"iterations": 2}))
+    return run
+
+
+def look(run: RunDirectory) -> Status:
+    status = Watcher(run.path).look()
+    assert status is not None
+    return status
+
+
+def shown(path: Path, terminal: bool) -> str:
+    file = io.StringIO()
+    rich = RichConsole(
+        file=file, width=120, height=60, force_terminal=terminal, highlight=False, soft_wrap=True
+    )
+    watch(path, Console(rich))
+    return file.getvalue()
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_the_stages_of_a_run(tmp_path):
+    path = tmp_path / "run"
+    watcher = Watcher(path)
+    assert watcher.look() is None
+    run = RunDirectory.create(
+        recipe(path, training={"iterations": 2, "questions_per_iteration": 8, "batch_size": 4})
+    )
+
+    def stage() -> str:
+        status = watcher.look()
+        assert status is not None
+        return status.stage
+
+    assert stage() == "starting: data, engines, evaluation of the warm start"
+    run.write_evaluation("iteration-0000", {"iteration": 0, "questions": 0}, [])
+    assert stage() == "iteration 1 of 2: sampling selections"
+    (path / "checkpoints" / "iteration-0001-part-0001").mkdir()
+    assert stage() == "iteration 1 of 2: rewards and learning, 0 of 2 steps taken"
+    run.append_metrics({"iteration": 1, "step": 1})
+    assert stage() == "iteration 1 of 2: rewards and learning, 1 of 2 steps taken"
+    status = watcher.look()
+    assert status is not None and status.share == 0.25 and status.seconds_left is None
+    run.append_metrics({"iteration": 1, "step": 2})
+    assert stage() == "iteration 1 of 2: evaluating"
+    run.write_evaluation("iteration-0001", {"iteration": 1, "questions": 0}, [])
+    assert stage() == "iteration 1 of 2: writing the checkpoint"
+    run.append_metrics({"iteration": 1, "time/learn": 6.0, "time/rollout": 4.0})
+    checkpointed(run, 1)
+    status = watcher.look()
+    assert status is not None and status.stage == "iteration 2 of 2: sampling selections"
+    assert status.share == 0.5 and status.seconds_left == 10.0
+
+
+def test_a_run_that_stopped_early_is_finished(run):
+    assert not look(run).finished
+    run.write_recipe(
+        recipe(run.path, training={"early_stop": {"metric": "gold_recall", "patience": 1}})
+    )
+    assert look(run).finished  # the second iteration found no more than the first
+    assert look(run).stage == "finished after iteration 2, stopped early"
+
+
+def test_silence_is_told_when_it_is_longer_than_usual(run):
+    assert not look(run).unusually_silent
+    for place in (run.path, *run.path.iterdir()):
+        os.utime(place, (time.time() - 100,) * 2)
+    status = look(run)
+    assert 95 < status.silent < 200 and status.unusually_silent  # its longest stage took 3 s
+    assert "sampling" in status.stage
+
+
+# --- lines and the screen -------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_told_in_plain_lines(finished):
+    told = shown(finished.path, terminal=False)
+    assert "\x1b" not in told and "\x07" not in told
+    assert "finished after iteration 2" in told
+    assert "iteration 2: EM 0.0 -> 100.0" in told and "warm start" in told
+    assert "(reference: Lyon)" in told and "now        'Lyon' from no" in told
+
+
+def test_a_finished_run_on_a_terminal(finished, monkeypatch):
+    monkeypatch.setattr(watch_screen.time, "time", lambda: 0.0)  # the first question's minute
+    told = shown(finished.path, terminal=True)
+    assert "finished after iteration 2" in told and "selector/loss" in told
+    assert "learn 3.0 s (200 tok/s)" not in told and "learn 3.0 s" in told
+    assert "[bold]made[/bold]?" in told and "\x1b]0;" not in told and "\x07" not in told
+
+
+def test_a_killed_run_says_how_to_go_on(run, monkeypatch):
+    for place in (run.path, *run.path.iterdir()):
+        os.utime(place, (time.time() - 1000,) * 2)
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch_screen.time, "sleep", stop)
+    for terminal in (False, True):
+        file = io.StringIO()
+        rich = RichConsole(file=file, width=200, height=60, force_terminal=terminal)
+        with pytest.raises(KeyboardInterrupt):
+            watch(run.path, Console(rich))
+        assert f"dro-rl train --resume {run.path}" in file.getvalue()
+
+
+def test_a_file_is_refused_and_so_is_what_is_damaged(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch_screen.time, "sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="is a file: give a run directory"):
+        shown(finished.path / "recipe.yaml", terminal=False)
+    (finished.path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="metrics.jsonl, line 1: is damaged"):
+        shown(finished.path, terminal=False)
+
+
+def test_curves():
+    assert curve([0.0, 1.0]) == "▁█"
+    assert curve([2.0, 2.0, 2.0]) == "▁▁▁"
+    assert len(curve([float(i) for i in range(1000)])) <= 32
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_it_quietly(tmp_path):
+    process = start("watch", tmp_path / "nothing yet")
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert "no run here yet; waiting for one to begin" in first
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
