@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 
 ALL = commands()
 TESTED = [c for c in ALL if c.program in OURS]
-OTHERS = {"ray", "docker", "git", "cd", "pre-commit"}  # not ours to test
+OTHERS = {"ray", "docker", "git", "cd", "pip", "pre-commit"}  # not ours to test
 YOURS = {"my.yaml", "recipes/my.yaml", "brevity.yaml"}  # files that a page has its reader make
 NUMBERS = {"N": "1", "GIB": "80"}
 CHEAP = [c for c in TESTED if c.whole and c.words[1:2] in (("check",), ("recipes",), ("doctor",))]
