@@ -52,7 +52,7 @@ def commands() -> list[Command]:
             if language == "sh":
                 found += _read(page, block, whole=True)
         for words in _INLINE.findall(_BLOCK.sub("", text)):
-            if words.startswith(tuple(f"{program} " for program in OURS)):
+            if words.startswith(tuple(f"{program} " for program in OURS)) and "<" not in words:
                 found += _read(page, words, whole=False)
     for path in RECIPES:
         comments = [line for line in path.read_text().splitlines() if line.startswith("#   ")]

@@ -44,6 +44,8 @@ def test_a_dro_rl_command_exists_with_its_options_recipe_and_settings(command):
         return
     given = context.params
     recipe, overrides = given.get("recipe") or given.get("file"), given.get("overrides") or []
+    if isinstance(recipe, Path):  # which the command writes
+        return
     if recipe is None or _is_placeholder(recipe) or recipe in YOURS:
         for override in overrides:
             assert _is_setting(override.partition("=")[0]), override
