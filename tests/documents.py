@@ -19,6 +19,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 OURS = ("dro-rl", "make", "python", "pytest")
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 _INLINE = re.compile(r"`([^`\n]+)`")
+_SUBSTITUTED = re.compile(r"\$\(.*\)")  # what a shell would put in
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def commands() -> list[Command]:
             if language == "sh":
                 found += _read(page, block, whole=True)
         for words in _INLINE.findall(_BLOCK.sub("", text)):
-            if words.startswith(tuple(f"{program} " for program in OURS)):
+            if words.startswith(tuple(f"{program} " for program in OURS)) and "<" not in words:
                 found += _read(page, words, whole=False)
     for path in RECIPES:
         comments = [line for line in path.read_text().splitlines() if line.startswith("#   ")]
@@ -64,7 +65,8 @@ def _read(page: str, block: str, *, whole: bool) -> list[Command]:
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         for part in line.split(" && "):
-            words = tuple(shlex.split(part.removeprefix("$ "), comments=True))
+            typed = _SUBSTITUTED.sub("SUBSTITUTED", part.removeprefix("$ "))
+            words = tuple(shlex.split(typed, comments=True))
             if words:
                 found.append(Command(page, part.strip(), words, whole))
     return found

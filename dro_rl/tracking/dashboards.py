@@ -39,20 +39,24 @@ class _TensorBoard:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.event, self.summary, self.last = event_pb2.Event, summary_pb2.Summary, -1
+        # Their classes are made as they are imported: no type checker knows them.
+        self.events: Any = event_pb2
+        self.summaries: Any = summary_pb2
+        self.last = -1
         folder = run.path / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
         self.writer = EventFileWriter(str(folder))
         # Has a server that shows the folder forget what it read before.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = self.events.SessionLog(status=self.events.SessionLog.START)
         self._write(session_log=start, step=0)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        values = [self.summary.Value(tag=k, simple_value=v) for k, v in row.items()]
-        self._write(summary=self.summary(value=values), step=step)
+        new = self.summaries.Summary
+        values = [new.Value(tag=name, simple_value=value) for name, value in row.items()]
+        self._write(summary=new(value=values), step=step)
 
     def _write(self, **content: Any) -> None:
-        self.writer.add_event(self.event(wall_time=time.time(), **content))
+        self.writer.add_event(self.events.Event(wall_time=time.time(), **content))
         self.writer.flush()
 
     def close(self, done: bool) -> None:
