@@ -139,7 +139,7 @@ def events(answer: Answer, model: str) -> Iterator[str]:
         return f"data: {json.dumps({**head, 'choices': [choice]}, ensure_ascii=False)}\n\n"
 
     yield event({"role": "assistant", "content": "", "sources": sources(answer)})
-    for word in _WORD.findall(answer.text):
+    for word in _WORD.findall(answer.text or ""):
         yield event({"content": word})
     yield event({}, "stop")
     yield "data: [DONE]\n\n"
