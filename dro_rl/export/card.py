@@ -58,8 +58,10 @@ class Exported:
 
     @classmethod
     def read(cls, run: RunDirectory, recipe: Recipe, iteration: int) -> Exported:
-        """Raises:
-        UserError: an evaluation is damaged.
+        """Of an iteration of a run.
+
+        Raises:
+            UserError: an evaluation is damaged.
         """
         known = {summary["iteration"] for summary in run.evaluations()}
         before, after = (_scores(run, i) if i in known else None for i in (0, iteration))
@@ -232,11 +234,11 @@ def _shown(key: str, figure: Difference) -> str:
 
 def _origin(section: AnyPolicy) -> tuple[str | None, str]:
     """The hub's name of the base model, if it has one, and what to call it."""
+    if section.model.startswith("builtin/"):
+        return None, f"`{section.model}`, which dro_rl carries"
     name = section.init or section.model
     if name == "scratch":
         return None, "none: random weights, made by `dro-rl warmup`"
-    if name.startswith("builtin/"):
-        return None, f"`{name}`, which dro_rl carries"
     if _is_hub_name(name):
         return name, f"[{name}](https://huggingface.co/{name})"
     return None, f"a local folder, `{Path(name).name}`"

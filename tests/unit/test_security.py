@@ -24,6 +24,7 @@ from servers import serving, speaking
 
 from dro_rl import remote
 from dro_rl.cli_services import serve_retriever, serve_reward
+from dro_rl.cli_trained import serve as serve_chat
 from dro_rl.errors import UserError
 from dro_rl.listening import listen
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
@@ -494,7 +495,7 @@ def test_what_is_no_secret_is_told(tmp_path, monkeypatch):
 def test_services_listen_here_alone_unless_told_otherwise():
     import inspect
 
-    for command in (serve_retriever, serve_reward):
+    for command in (serve_retriever, serve_reward, serve_chat):
         assert inspect.signature(command).parameters["host"].default == "127.0.0.1"
     assert [is_loopback(h) for h in ("127.0.0.1", "127.1.2.3", "localhost", "::1")] == [True] * 4
     assert [is_loopback(h) for h in ("0.0.0.0", "::", "", "10.0.0.1", "box")] == [False] * 5
