@@ -8,8 +8,8 @@ The address is any that speaks OpenAI's protocol. The likelihood asks /completio
 prompt with log-probabilities (`echo`, `logprobs`), which vLLM's server does and vendors mostly do
 not.
 
-Range: [0, 1], of the likelihood (-inf, 0] nats. Scale: linear, of the likelihood log. Source:
-SQuAD, Rajpurkar et al., arXiv 1606.05250; the likelihood: Shi et al., arXiv 2505.03075, eq. 8.
+Range: [0, 1], of the likelihood (-inf, 0] nats. Scale: linear, of the likelihood log.
+Source: SQuAD, Rajpurkar et al., arXiv 1606.05250; Shi et al., arXiv 2505.03075, eq. 8.
 """
 
 import math
