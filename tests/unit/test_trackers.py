@@ -248,12 +248,13 @@ def test_another_dashboard_has_every_step_once(name, read, elsewhere):
 
 
 def test_weights_and_biases_offline_has_the_whole_run_in_its_last_folder(elsewhere):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     settings = recipe_with(elsewhere, "wandb")
     check_trackers(settings)
     run = RunDirectory.create(settings)
     killed(run, settings)
     resume(run, settings)
+    wandb.teardown()  # its own process writes the file
     folders = sorted((run.path / "wandb").glob("offline-run-*"))
     identity = (run.path / "tracking_id").read_text()
     assert len(folders) == 2 and all(f.name.endswith(identity) for f in folders)
