@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dro_rl.libraries import quiet_libraries
-from dro_rl.recipe import RolloutSection
+from dro_rl.process_sections import RolloutSection
 from dro_rl.rollout.environment import engine_environment, has_gpu
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -18,7 +18,7 @@ from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
 from dro_rl.host import WATCH, Host
 from dro_rl.placement import Room, gpu_shares
-from dro_rl.recipe import ClusterSection
+from dro_rl.process_sections import ClusterSection
 from dro_rl.rollout.environment import has_gpu
 from dro_rl.supervision import RayTeam
 from dro_rl.team_work import Check, Done, Say

@@ -23,8 +23,8 @@ from typing import Any
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
 from dro_rl.heartbeat import Heart, beat, keep_stack
+from dro_rl.process_sections import ClusterSection
 from dro_rl.ray_results import Lost, WorkerLost, result_of
-from dro_rl.recipe import ClusterSection
 from dro_rl.team_work import Call, Check, Done, Member, Say, Work
 
 _MAKING = 2

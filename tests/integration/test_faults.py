@@ -12,8 +12,8 @@ import pytest
 
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
+from dro_rl.process_sections import ClusterSection
 from dro_rl.ray_results import WorkerLost
-from dro_rl.recipe import ClusterSection
 from tests.faults import (
     FOLDER,
     SIZE,

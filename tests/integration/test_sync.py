@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dro_rl.errors import UserError
-from dro_rl.recipe import POLICIES, PolicyName, RolloutSection
+from dro_rl.process_sections import RolloutSection
+from dro_rl.recipe import POLICIES, PolicyName
 from dro_rl.records import WeightedRollout
 from dro_rl.rollout.environment import engine_environment
 from tests.models import make_llama, make_word_tokenizer

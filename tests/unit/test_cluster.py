@@ -8,7 +8,7 @@ import pytest
 from dro_rl.cluster import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.placement import gpu_shares
-from dro_rl.recipe import ClusterSection
+from dro_rl.process_sections import ClusterSection
 
 pytestmark = pytest.mark.unit
 

@@ -19,8 +19,8 @@ from dro_rl.learner import Learner
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy_sections import PolicySection
+from dro_rl.process_sections import RolloutSection
 from dro_rl.prompts import PromptWriter, write_selection
-from dro_rl.recipe import RolloutSection
 from dro_rl.records import Document, Example, WeightedRollout
 from dro_rl.reward.service import RewardService
 from dro_rl.rollout.independent import IndependentRanker

@@ -7,7 +7,8 @@ import pytest
 from dro_rl.cluster import open_cluster
 from dro_rl.policy import causal_lm
 from dro_rl.policy.weights import pack
-from dro_rl.recipe import POLICIES, ClusterSection
+from dro_rl.process_sections import ClusterSection
+from dro_rl.recipe import POLICIES
 from dro_rl.rollout.engine import Usage
 from dro_rl.teams import Teams, start_teams
 from dro_rl.tracking.console import Console

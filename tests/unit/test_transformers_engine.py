@@ -9,8 +9,9 @@ import torch
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.weights import pack, unpack
 from dro_rl.policy_sections import PolicySection
+from dro_rl.process_sections import RolloutSection
 from dro_rl.prompts import PromptWriter, read_selection
-from dro_rl.recipe import Recipe, RolloutSection
+from dro_rl.recipe import Recipe
 from dro_rl.records import Document, Example
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.environment import engine_environment, has_gpu
