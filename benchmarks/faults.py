@@ -182,7 +182,8 @@ class Bench:
         killer.join()
         self.nodes.add_node(**SIZE)
         told = sum("lost in" in line for line in said.splitlines())
-        return [Case("node", f"after {after:.0f} s, {told} losses told", "killed", differ)]
+        why_not = differ or ("" if told else "nothing was lost")
+        return [Case("node", f"after {after:.0f} s, {told} losses told", "killed", why_not)]
 
 
 def report(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -254,10 +254,10 @@ class Learner:
     # --- weights and state ----------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
-        """What the engines need: with LoRA the adapters alone, else all weights in the recipe's
-        dtype; of several ranks the first has them. `causal_lm.Received` makes whole weights of
-        either."""
-        if self.section.lora:
+        """What the engines need: with LoRA the adapters alone, else (or above 4 bits, which engines
+        do not have) all weights in the recipe's dtype; of several ranks the first has them.
+        `causal_lm.Received` makes whole weights of either."""
+        if self.section.lora and not self.section.lora.quantize:
             tensors = causal_lm.adapter_factors(self.model)
         else:
             dtype = causal_lm.forward_dtype(self.section)

@@ -17,6 +17,11 @@ class Lora(Section):
     alpha: PositiveFloat = 32
     dropout: Rate = 0.0
     target_modules: str | list[str] = "all-linear"
+    quantize: Literal["4bit"] | None = Field(
+        default=None,
+        description="4bit: the learner holds what is below the adapters in 4 bits (QLoRA); needs "
+        "bitsandbytes",
+    )
 
 
 class Scratch(Section):
@@ -71,6 +76,12 @@ class PolicySection(Section):
             raise ValueError("max_new_tokens must be smaller than max_length")
         return self
 
+    @model_validator(mode="after")
+    def _one_process_for_4_bits(self) -> PolicySection:
+        if self.lora and self.lora.quantize and self.ranks > 1:
+            raise ValueError("lora.quantize: 4 bits are not divided among ranks: set ranks to 1")
+        return self
+
 
 class SelectorSection(PolicySection):
     documents: PositiveInt = Field(default=5, description="K, most documents a selection holds")
@@ -122,6 +133,11 @@ def check_shared_base(selector: SelectorSection, generator: GeneratorSection) ->
             raise ValueError(
                 "generator.share_base_with: selector needs a LoRA adapter for each policy: set "
                 f"{name}.lora"
+            )
+        if section.lora.quantize:
+            raise ValueError(
+                "generator.share_base_with: selector has one engine serve the base as it is, not "
+                f"what 4 bits stand for: leave out {name}.lora.quantize"
             )
         if section.ranks > 1:
             raise ValueError(

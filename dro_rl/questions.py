@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from dro_rl.data import Split, load_examples
 from dro_rl.errors import UserError
+from dro_rl.policy import four_bit
 from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.recipe import PolicyName, Recipe
@@ -55,11 +56,12 @@ def check_prompts(recipe: Recipe, models: Mapping[PolicyName, str], questions: S
     Raises:
         UserError: a model that cannot be read, a context that is too short, a question that does
             not fit it even with every document cut to its title, or a reference answer or a full
-            selection that is longer than `max_new_tokens`.
+            selection that is longer than `max_new_tokens`; or a package that is missing.
     """
     k = recipe.selector.documents
     for policy, model in models.items():
         section = recipe.policy(policy)
+        four_bit.require(section)
         writer = prompt_writer(section, model)
         if policy == "selector":
             _check_longest_selection(recipe, writer)

@@ -349,6 +349,11 @@ class Recipe(Section):
                 "rollout.decoding: retriever selects without the selector, which then has nothing "
                 "to learn: set algorithm.train: [generator]"
             )
+        if algorithm.kind == "trl_grpo" and self.selector.lora and self.selector.lora.quantize:
+            raise ValueError(
+                "algorithm.kind: trl_grpo trains a model of TRL's own: leave out "
+                "selector.lora.quantize"
+            )
         if isinstance(algorithm, IndependentAlgorithm):
             if rollout.decoding != "free":
                 raise ValueError(

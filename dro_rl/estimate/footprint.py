@@ -29,6 +29,7 @@ _TRAINER = 0.7
 _HEAP = {"cpu": 1.4, "gpu": 1.0}
 
 _FLOAT32 = 4
+_FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # with scales of 64 weights, and of 256 scales
 _CHUNK = 2**24  # logits made at a time, see dro_rl.policy.likelihood
 _COPIES_OF_LOGITS = 4  # float32: logits, log-probabilities, the gradients of both
 
@@ -53,7 +54,8 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
     section, load = recipe.policy(policy), largest(recipe, policy)
     width, ranks = _width(section), section.ranks
     trained = (shape.adapters(section.lora) if section.lora else shape.parameters) / ranks
-    weights = shape.parameters / ranks * (width if section.lora else _FLOAT32)
+    weights = _below_adapters(section, shape) if section.lora else shape.parameters * _FLOAT32
+    weights /= ranks
     if section.lora:
         weights += trained * _FLOAT32
     if ranks > 1:
@@ -185,13 +187,21 @@ def _width(section: PolicySection) -> int:
     return 2 if section.dtype == "bfloat16" else _FLOAT32
 
 
+def _below_adapters(section: PolicySection, shape: Shape) -> float:
+    """Bytes of the weights that LoRA leaves as they are."""
+    if section.lora and section.lora.quantize:
+        return shape.body * _FOUR_BITS + (shape.parameters - shape.body) * _width(section)
+    return shape.parameters * _width(section)
+
+
 def _times_held(recipe: Recipe, policy: PolicyName, device: str) -> int:
     """How often a process that is given new weights holds them in host memory: with LoRA also those
     below the adapters and the sum of both, else also those that came, unless it is the learner's
     own process."""
     if device == "gpu" or policy not in recipe.algorithm.train:
         return 1
-    if recipe.policy(policy).lora:
+    lora = recipe.policy(policy).lora
+    if lora and not lora.quantize:
         return 3
     return 1 if recipe.cluster.mode == "local" else 2
 

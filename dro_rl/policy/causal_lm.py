@@ -20,7 +20,7 @@ from transformers import (
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
 from dro_rl.model_folders import refuse_pickled
-from dro_rl.policy import sharding
+from dro_rl.policy import four_bit, sharding
 from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import PromptWriter, prompt_style
 
@@ -124,6 +124,8 @@ def load_model(
     source = resolve_model(name)
     full = training and section.lora is None
     dtype = torch.float32 if full else _DTYPES[section.dtype]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    quantised = training and section.lora is not None and section.lora.quantize is not None
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if training:
@@ -135,6 +137,7 @@ def load_model(
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
+            **(four_bit.arguments(dtype, device) if quantised else {}),
         )
     except Exception as error:  # as above
         raise _not_loadable(name, "model", error) from error
@@ -142,9 +145,10 @@ def load_model(
     if read["missing_keys"]:  # which transformers fills with random numbers
         lacking = ", ".join(sorted(read["missing_keys"])[:3])
         raise UserError(f"{name}: its weights lack {lacking}: the file is damaged or incomplete")
+    if quantised:
+        four_bit.settle(model)
     if section.gradient_checkpointing and training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).train(training)
 
 
@@ -248,9 +252,13 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     plain = _without_peft(model)
     tied = bool(getattr(plain.config, "tie_word_embeddings", False))
+    packed = four_bit.packed(plain)
+    beside = tuple(f"{name}." for name in packed)  # scales
     for name, weight in plain.state_dict().items():
-        if "lora_" not in name and not (tied and name == "lm_head.weight"):
-            yield name.replace(".base_layer.", "."), weight
+        if "lora_" in name or name.startswith(beside) or (tied and name == "lm_head.weight"):
+            continue
+        whole = four_bit.unpacked(packed[name]) if name in packed else weight
+        yield name.replace(".base_layer.", "."), whole
 
 
 def _adapted(name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:

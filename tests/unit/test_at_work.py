@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,18 +75,23 @@ def test_another_process_of_the_same_number_holds_nothing(tmp_path):
     assert enter(tmp_path) == []
 
 
-def test_another_machine_holds_what_it_touches_and_nothing_else(tmp_path):
+def test_another_machine_holds_what_it_touches_and_nothing_else(tmp_path, monkeypatch):
     path = leave(tmp_path, replace(Process.this(), host="elsewhere", boot="another"))
-    ended = threading.Event()
-    toucher = threading.Thread(target=at_work._touch, args=(path, ended))
-    toucher.start()
-    with pytest.raises(UserError, match="on elsewhere is at work"):
-        enter(tmp_path)
-    ended.set()
-    toucher.join()
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(at_work.time, "sleep", lambda seconds: os.utime(path))
+        with pytest.raises(UserError, match="on elsewhere is at work"):
+            enter(tmp_path)
     began = time.monotonic()
     (line,) = enter(tmp_path)
     assert "left by another machine" in line and time.monotonic() - began >= 0.3
+
+
+def test_who_holds_a_run_touches_its_file(tmp_path):
+    with at_work.at_work(tmp_path, print):
+        before, until = (tmp_path / NAME).stat().st_mtime_ns, time.monotonic() + 60
+        while (tmp_path / NAME).stat().st_mtime_ns == before:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}'])
