@@ -1,13 +1,14 @@
 """Kills a run at random moments, and compares what it comes to with a run that nobody killed.
 
-    python benchmarks/kill.py [--ray] [--kills N] [--seed S]
+    python benchmarks/kill.py [--ray] [--term] [--kills N] [--seed S]
 
 SIGKILL hits the process of the command at a moment drawn from [0, an iteration's seconds] after it
 has saved something new, and the same command continues; with `--ray`, Ray's processes go with it.
-A run that comes to its end is compared in everything but the time it took (metrics, rollouts,
-evaluations, policies, what is remembered), bit by bit, and another one is begun until there were N
-kills, 20 by default. Learners save after every step. Writes results/kill.json and .md beside this
-file (kill_ray with --ray) after each run, and exits with 1 where one differs.
+With `--term` it is SIGTERM, and the seconds until the process has ended are taken. A run that comes
+to its end is compared in everything but the time it took (metrics, rollouts, evaluations, policies,
+what is remembered), bit by bit, and another one is begun until there were N kills, 20 by default.
+Learners save after every step. Writes results/kill.json and .md beside this
+file (with _ray and _term in their names) after each run, and exits with 1 where one differs.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ class Figures:
 
     seed: int
     mode: str
+    number: signal.Signals
     equal: int = 0
     different: list[str] = field(default_factory=list)
     where: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0  # seconds from the signal to the end of the process
 
     @property
     def runs(self) -> int:
@@ -51,14 +54,15 @@ class Figures:
 
     def write(self) -> None:
         told = (
-            f"{self.where.total()} kills in {self.runs} runs of {ITERATIONS} iterations "
-            f"(cluster.mode: {self.mode}, seed {self.seed}): {self.equal} ended as the run that "
-            f"was not killed, {len(self.different)} did not."
+            f"{self.where.total()} times {self.number.name} in {self.runs} runs of {ITERATIONS} "
+            f"iterations (cluster.mode: {self.mode}, seed {self.seed}): {self.equal} ended as the "
+            f"run that was not killed, {len(self.different)} did not. The process was gone within "
+            f"{self.slowest:.1f} s."
         )
         places = [[place, str(count)] for place, count in self.where.most_common()]
         figures = {**vars(self), "kills": self.where.total(), "runs": self.runs}
         tables = [told, *self.different, table(["killed", "times"], places)]
-        name = "kill_ray" if self.mode == "ray" else "kill"
+        name = "kill" + "_ray" * (self.mode == "ray") + "_term" * (self.number == signal.SIGTERM)
         write_results(name, figures, tables, "one thread a process")
 
 
@@ -82,17 +86,20 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise RuntimeError(f"exit code {process.returncode}\n{out}\n{err}")
 
 
-def killed(run: Path, mode: str, span: float, moments: random.Random) -> str | None:
+def killed(run: Path, figures: Figures, span: float, moments: random.Random) -> str | None:
     """Begin or continue the run and kill it; where it stood, None where it was done before."""
     before = saves(run)
-    process = start(*words(run, mode))
+    process = start(*words(run, figures.mode))
     while saves(run)[-1:] == before[-1:] and process.poll() is None:
         time.sleep(0.005)
     time.sleep(moments.uniform(0, span))
     if process.poll() is not None:
         finish(process)
         return None
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(figures.number)
+    sent = time.monotonic()
+    process.wait()
+    figures.slowest = max(figures.slowest, time.monotonic() - sent)
     process.communicate()
     return stood(run)
 
@@ -116,6 +123,7 @@ def stood(run: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--term", action="store_true")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
@@ -125,11 +133,12 @@ def main() -> None:
         finish(start(*words(straight, mode)))
         rows = iterations(straight)
         span = sum(v for r in rows for k, v in r.items() if k.startswith("time/")) / ITERATIONS
-        figures = Figures(options.seed, mode)
+        number = signal.SIGTERM if options.term else signal.SIGKILL
+        figures = Figures(options.seed, mode, number)
         where = figures.where
         while where.total() < options.kills:
             run = Path(folder) / f"run-{figures.runs}"
-            while (place := killed(run, mode, span, moments)) is not None:
+            while (place := killed(run, figures, span, moments)) is not None:
                 where[place] += 1
                 print(f"kill {where.total()}: {place}", flush=True)
                 if where.total() >= options.kills:
