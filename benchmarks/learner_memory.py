@@ -101,7 +101,7 @@ def measure(case: Case) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as name:
         folder, tiny = Path(name), replace(case, size="tiny", words=2)
         for size, under in ((case.size, "own"), (tiny.size, "tiny")):
-            in_own_process(save_model, folder / under, size)
+            in_own_process(save_model, folder / under, size, case.settings.get("dtype", "float32"))
         return in_own_process(_grow, case, tiny, folder)
 
 
@@ -119,7 +119,7 @@ def _grow(case: Case, tiny: Case, folder: Path) -> tuple[float, float]:
     shape = shape_of(recipe.selector)
     assert shape is not None
     parts = footprint.learner(recipe, "selector", shape, "cpu").parts
-    return sum(parts.values()) - parts["process"], measured
+    return sum(parts.values()) - footprint.LIBRARIES["cpu"], measured
 
 
 def write(cells: dict[str, tuple[float, float]], errors: dict[str, float]) -> None:

@@ -106,7 +106,7 @@ def make_recipe(case: Case, folder: Path) -> Path:
         "cluster": {"mode": case.mode},
     }
     for policy in POLICIES:
-        save_model(folder / policy, case.size)
+        save_model(folder / policy, case.size, case.policy.get("dtype", "float32"))
         settings[policy] = {
             **{"model": str(folder / policy), "dtype": "float32", "learning_rate": 1e-5},
             **{"max_new_tokens": 12, "max_length": 4096},

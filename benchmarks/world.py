@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.shapes import make_model
 from dro_rl.policy.scratch import train_tokenizer
 from dro_rl.recipe import POLICIES, Recipe
@@ -29,11 +31,11 @@ def make_example(number: int, documents: int, words: tuple[int, int]) -> Example
     return Example(f"q{number}", text(10), (text(3),), candidates)
 
 
-def save_model(folder: Path, size: str) -> None:
+def save_model(folder: Path, size: str, dtype: str = "float32") -> None:
     """Random weights of a size of `benchmarks.shapes`, and a tokenizer that knows the world."""
     texts = [d.text for n in range(20) for d in make_example(n, 20, (60, 60)).candidates]
     train_tokenizer(texts, _VOCABULARY).save_pretrained(folder)
-    make_model(size, "cpu").save_pretrained(folder)
+    make_model(size, "cpu").to(getattr(torch, dtype)).save_pretrained(folder)
 
 
 def make_recipe(folder: Path, size: str = "5M", **sections: dict[str, Any]) -> Recipe:

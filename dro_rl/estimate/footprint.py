@@ -20,9 +20,10 @@ GIB = 2**30
 PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")
 
 # Of processes before any model [GiB]: on a CPU resident, on a GPU CUDA's context and workspaces.
-_LIBRARIES = {"cpu": 0.6, "gpu": 0.6}
+LIBRARIES = {"cpu": 0.6, "gpu": 0.6}
 _VLLM = {"cpu": 1.25, "gpu": 1.0}
 _TRAINER = 0.7
+_BFLOAT16 = {"cpu": 0.05, "gpu": 0.0}  # oneDNN's kernels, compiled for each shape of a product
 
 # What the C library's heap takes for a megabyte of activations, which leave holes as they come and
 # go: measured on a CPU. CUDA's allocator has not been measured.
@@ -70,7 +71,7 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
         f"{policy} learner",
         policy,
         _gib(
-            process=_LIBRARIES[device] * GIB,
+            process=_process(section, device),
             weights=weights,
             gradients=trained * _FLOAT32,
             optimiser=2 * trained * _FLOAT32,
@@ -88,7 +89,7 @@ def reward(recipe: Recipe, shape: Shape, device: str) -> Footprint:
         "reward service",
         "generator",
         _gib(
-            process=_LIBRARIES[device] * GIB,
+            process=_process(section, device),
             weights=shape.parameters * _width(section) * _times_held(recipe, "generator", device),
             activations=load.tokens * _at_once(section, shape),
             logits=_logits(section, shape, load) / 2,  # no gradients
@@ -104,7 +105,7 @@ def engine(
     weights = shape.parameters * _width(section) * _times_held(recipe, policy, device)
     if rollout.engine == "transformers":
         parts = _gib(
-            process=_LIBRARIES[device] * GIB,
+            process=_process(section, device),
             weights=weights,
             activations=_prefilled(recipe, policy) * _at_once(section, shape),
             cache=_sequences(recipe, policy) * section.max_length * _key_value(section, shape),
@@ -181,6 +182,11 @@ def _logits(section: PolicySection, shape: Shape, load: Pass) -> float:
 
 
 # --- weights and caches ---------------------------------------------------------------------------
+
+
+def _process(section: PolicySection, device: str) -> float:
+    compiled = _BFLOAT16[device] if section.dtype == "bfloat16" else 0.0
+    return (LIBRARIES[device] + compiled) * GIB
 
 
 def _width(section: PolicySection) -> int:
