@@ -54,13 +54,13 @@ def packed(model: nn.Module) -> dict[str, Any]:
     """The layers whose weight is in 4 bits, by that weight's name in the state."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return {}
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import Linear4bit  # pyright: ignore[reportMissingImports]
 
     return {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
 
 
 def unpacked(layer: Any) -> Tensor:
     """The weight that a layer computes with: (outputs, inputs)."""
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
