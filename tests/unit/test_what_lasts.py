@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dro_rl.errors import UserError
+from dro_rl.policy_sections import Lora
 from dro_rl.recipe_file import load_recipe
 
 pytestmark = pytest.mark.unit
 
 FUSION = "retrieval={kind: fusion, of: [{kind: bm25}, {kind: dense, model: a, batch_size: %d}]}"
 DATA = ["data={kind: jsonl, path: a.jsonl}", "warmup.pretraining=none"]
-LORA = [f"selector.lora.{key}" for key in ("rank", "alpha", "dropout", "target_modules")]
+LORA = [f"selector.lora.{key}" for key in Lora.model_fields]
 
 
 def changed(overrides: list[str], others: list[str]) -> list[str]:
