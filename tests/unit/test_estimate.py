@@ -129,6 +129,18 @@ def test_adapters_alone_have_gradients_and_moments():
     assert held(recipe_of(selector={"lora": some}))["gradients"] == 4 * 16 * 8 * 4 * h
 
 
+def test_four_bits_below_adapters_are_half_a_byte_and_scales_and_engines_hold_whole_weights():
+    lora = {"rank": 8, "quantize": "4bit"}
+    recipe = recipe_of(selector={"dtype": "bfloat16", "lora": lora})
+    plain = recipe_of(selector={"dtype": "bfloat16", "lora": {"rank": 8}})
+    saved = held(plain)["weights"] - held(recipe)["weights"]
+    assert saved == pytest.approx((2 - 4.127 / 8) * BILLION.body, rel=1e-4)
+    whole, with_factors = (
+        footprint.engine(r, "selector", BILLION, "cpu", 0).parts["weights"] for r in (recipe, plain)
+    )
+    assert whole == pytest.approx(with_factors * 2 / 3)
+
+
 def test_a_frozen_reference_is_counted():
     plain, restrained = (
         held(recipe_of(selector={"dtype": "float32"}, algorithm=algorithm))["weights"]
