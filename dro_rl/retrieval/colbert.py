@@ -49,6 +49,9 @@ class ColbertRetriever(Retriever):
         settings = {"model": self.checkpoint.name, "max_length": self.settings.max_length}
         return {"format": _FORMAT, **settings, **versions}
 
+    def search_makers(self) -> Mapping[str, Any]:
+        return {"depth": colbert_worker.DEPTH}
+
     def close(self) -> None:
         super().close()
         self.worker.close()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _STALE = 600  # seconds; what ColBERT compiles takes one minute
-_DEPTH = 1024
+DEPTH = 1024
 """Passages that are asked for at least. As many are scored by all their tokens as are asked for, and
 at least 256: the rest is dropped by the centroids alone, and with it some of the best."""
 
@@ -50,7 +50,7 @@ class Worker:
         """(row, score) of up to k passages of each question, best first."""
         # One by one: RAGatouille pads a batch by its longest question with [MASK]s, which count,
         # so that a question's passages would depend on what else is asked.
-        depth = max(k, _DEPTH)
+        depth = max(k, DEPTH)
         found = [self.searcher.search(question, k=depth)[:k] for question in questions]
         return [[(int(hit["document_id"]), float(hit["score"])) for hit in hits] for hits in found]
 
