@@ -198,10 +198,10 @@ def scored(examples: Sequence[Example], chosen: Sequence[Sequence[int]]) -> Scor
 
 
 def time_sampling(recipe: Recipe) -> None:
-    """Of 32 questions, by the whole encoder: a pass over their texts, and the draws."""
+    """Of 8 questions, by the whole encoder: a pass over their texts, and the draws."""
     whole = recipe.selector.model_copy(update={"train": "all"})
     recipe = recipe.model_copy(update={"selector": whole})
-    questions = load_questions(recipe, Console(RichConsole(file=io.StringIO()))).train[:32]
+    questions = load_questions(recipe, Console(RichConsole(file=io.StringIO()))).train[:8]
     worker = EncoderWorker(recipe, "selector", recipe.selector.model)
     weights = EncoderLearner(recipe, "selector", recipe.selector.model, 1, 1e-6).weights()
 
@@ -211,7 +211,7 @@ def time_sampling(recipe: Recipe) -> None:
 
     times = in_turns({str(m): lambda m=m: side(m) for m in (8, 64)})
     print(
-        f"32 questions: m = 8 {times['8']} s, m = 64 {times['64']} s, "
+        f"8 questions: m = 8 {times['8']} s, m = 64 {times['64']} s, "
         f"{100 * (times['64'].over(times['8']) - 1):+.1f} % (median of the turns' ratios)"
     )
 
