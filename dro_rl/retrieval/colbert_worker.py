@@ -14,8 +14,8 @@ from pathlib import Path
 
 _STALE = 600  # seconds; what ColBERT compiles takes one minute
 DEPTH = 1024
-"""Passages that are asked for at least. As many are scored by all their tokens as are asked for, and
-at least 256: the rest is dropped by the centroids alone, and with it some of the best."""
+"""Passages that are asked for at least. As many are scored by all their tokens as are asked for,
+and at least 256: the rest is dropped by the centroids alone, and with it some of the best."""
 
 
 class Worker:
