@@ -90,8 +90,7 @@ def at_work(run: Path, say: Callable[[str], object]) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         while not _taken(path):
-            _require_gone(path, say)
-            path.unlink(missing_ok=True)
+            _clear(path, _require_gone(path, say))
     except OSError as error:
         _remove(made)
         raise UserError(
@@ -105,7 +104,7 @@ def at_work(run: Path, say: Callable[[str], object]) -> Iterator[None]:
     finally:
         ended.set()
         with suppress(OSError):  # a disk that takes no more has been told of
-            path.unlink(missing_ok=True)
+            _clear(path, _own())
         _remove(made)
 
 
@@ -117,16 +116,31 @@ def _taken(path: Path) -> bool:
         return False
     try:
         with open(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(Process.this())) + "\n")
+            file.write(_own())
     except OSError:
         path.unlink()
         raise
     return True
 
 
-def _require_gone(path: Path, say: Callable[[str], object]) -> None:
-    """Return once whoever wrote the file is known not to be at work any more."""
-    holder = _read(path)
+def _own() -> str:
+    return json.dumps(asdict(Process.this())) + "\n"
+
+
+def _clear(path: Path, content: str) -> None:
+    """Remove a file of that content; one that another command has put there meanwhile stays."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)  # so that only one of two commands removes it
+        if _content(aside) != content:
+            os.link(aside, path)
+        aside.unlink()
+
+
+def _require_gone(path: Path, say: Callable[[str], object]) -> str:
+    """Return the file's content once whoever wrote it is known not to be at work any more."""
+    content = _content(path)
+    holder = _read(content)
     here = holder.is_here() if holder else None
     if here is None:
         here = _is_touched(path, say)
@@ -136,13 +150,22 @@ def _require_gone(path: Path, say: Callable[[str], object]) -> None:
             f"{path.parent}: {who} is at work on this run: wait for its end or stop it, or give "
             "another place with tracking.run_dir=..."
         )
+    return content
 
 
-def _read(path: Path) -> Process | None:
-    """None for a file that is gone, or was not written to its end."""
+def _content(path: Path) -> str:
+    """Empty for a file that is gone."""
     try:
-        return Process(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _read(content: str) -> Process | None:
+    """None of a file that is gone, or was not written to its end."""
+    try:
+        return Process(**json.loads(content))
+    except (ValueError, TypeError):
         return None
 
 

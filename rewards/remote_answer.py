@@ -71,9 +71,15 @@ class RemoteAnswer(Reward):
         )
         example = outcome.example
         try:
-            answer = str(said["message"]["content"])
-        except (KeyError, TypeError) as error:
+            answer, ended = said["message"]["content"], said.get("finish_reason")
+        except (AttributeError, KeyError, TypeError) as error:
             raise self._unusable(outcome, "is none of a chat completion", said) from error
+        if not isinstance(answer, str) or (ended == "length" and "<think>" in answer):
+            raise self._unusable(
+                outcome,
+                "has no answer: raise tokens, or turn the model's thinking off at its server",
+                said,
+            )
         if self.score_by == "exact_match":
             return exact_match(answer, example.answers)
         return f1(answer, example.answers, example.metric)
@@ -86,10 +92,14 @@ class RemoteAnswer(Reward):
         said = self._ask(outcome, "completions", asked)
         try:
             told = said["logprobs"]
-            pairs = list(zip(told["text_offset"], told["token_logprobs"], strict=True))
+            # A token that begins sequences has an offset too, and moves all others by its length.
+            # The last entry is the sampled token, which begins where the text ends.
+            moved = told["text_offset"][-1] - len(whole)
+            places = [at - moved for at in told["text_offset"]]
+            pairs = list(zip(places, told["token_logprobs"], strict=True))
             inside = [p for at, p in pairs if len(prompt) <= at < len(whole)]
             total = sum(map(float, inside))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise self._unusable(
                 outcome, "has no log-probabilities of the prompt: take score_by: f1", said
             ) from error

@@ -132,7 +132,10 @@ def paired_table(comparison: Comparison, results: Sequence[Result]) -> Table:
 
 
 def _difference(metric: Metric, pairs: Sequence[tuple[Result, Result]]) -> str:
-    d = paired_bootstrap([(a.scores(metric.key), b.scores(metric.key)) for a, b in pairs])
+    scores = [(a.scores(metric.key), b.scores(metric.key)) for a, b in pairs]
+    if not all(a and b for a, b in scores):
+        return "-"  # not defined on these questions, or for one of the arms
+    d = paired_bootstrap(scores)
     mean, low, high = (metric.text(value, "+") for value in (d.mean, d.low, d.high))
     interval = f"{mean} [{low}, {high}]"
     return f"{interval} *" if d.excludes_zero else interval

@@ -68,11 +68,22 @@ class Frozen:
 
 def _digest(body: nn.Module, plain: Any) -> str:
     """Stands for what the vectors depend on."""
-    content = hashlib.blake2b(repr((plain.max_seq_length, plain.prompts)).encode())
+    modules = [(type(module).__name__, module.get_config_dict()) for module in body.children()]
+    read = (plain.max_seq_length, plain.prompts, modules, _tokenizer(plain.tokenizer))
+    content = hashlib.blake2b(repr(read).encode())
     for name, tensor in body.state_dict().items():
         content.update(name.encode())
         content.update(tensor.cpu().contiguous().numpy().data)
     return content.hexdigest()
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr((tokenizer.init_kwargs, tokenizer.get_vocab()))
+    backend.no_truncation()  # else it stands for the last call too
+    backend.no_padding()
+    return backend.to_str()
 
 
 @cache

@@ -104,3 +104,14 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written \(Not a dir.*tracking.run_dir="):
         enter(tmp_path / "file" / "run")
+
+
+def test_what_another_has_put_there_meanwhile_stays(tmp_path):
+    """Two commands that find the same file of a process that is gone."""
+    path = leave(tmp_path, Process(1, "gone", "elsewhere", "0"))
+    judged = path.read_text()
+    path.write_text("the other's")
+    at_work._clear(path, judged)
+    assert path.read_text() == "the other's"
+    at_work._clear(path, "the other's")
+    assert not [*tmp_path.iterdir()]

@@ -60,6 +60,21 @@ def test_a_likelihood_is_that_of_the_answers_tokens_alone():
         assert scores(url, (0,), (0, 1), score_by="likelihood") == [-5.0, -5.0]  # " Lyon"
 
 
+def beginning(body, headers):
+    """As vLLM tells of a tokenizer that begins sequences with a token of its own."""
+    status, reply = echoing(body, headers)
+    said = json.loads(reply)
+    told, begin = said["choices"][0]["logprobs"], len("<|begin_of_text|>")
+    told["text_offset"] = [0, *(at + begin for at in told["text_offset"])]
+    told["token_logprobs"] = [None, -7.0, *told["token_logprobs"][1:]]
+    return status, json.dumps(said).encode()
+
+
+def test_a_token_that_begins_the_sequence_moves_nothing():
+    with serving(beginning) as url:
+        assert scores(url, (0,), (0, 1), score_by="likelihood") == [-5.0, -5.0]
+
+
 def test_its_scale_follows_from_what_it_scores_by():
     def scale(by: str) -> str:
         given = {"use": "rewards/remote_answer.py", "url": "http://h/v1", "model": "m"}
@@ -78,6 +93,12 @@ def test_its_scale_follows_from_what_it_scores_by():
             "has no token that begins where the answer does",
         ),
         ({"choices": [{"text": "x"}]}, "f1", "is none of a chat completion"),
+        ({"choices": [{"message": {"content": None}}]}, "f1", "has no answer: raise tokens"),
+        (
+            {"choices": [{"message": {"content": "<think>Wh"}, "finish_reason": "length"}]},
+            "exact_match",
+            "has no answer: raise tokens",
+        ),
         ({"error": "overloaded"}, "f1", "has no choices"),
     ],
 )
