@@ -16,10 +16,12 @@ from dro_rl.errors import UserError
 from dro_rl.normalise import normalise_question
 from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.policy.encoder_files import check_encoder
+from dro_rl.prompts import PromptWriter
 from dro_rl.questions import with_candidates
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Document, Example
+from dro_rl.remote import NoReply
 from dro_rl.retrieval import Retriever, open_retriever, with_ranking
 from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, HttpRetrieval
 from dro_rl.rollout.encoder_worker import EncoderWorker, worker_class
@@ -27,6 +29,10 @@ from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.tracking.run_directory import RunDirectory
 
 Say = Callable[[str], object]
+
+
+class Unanswerable(UserError):
+    """It is the question, and nothing of ours, for which there is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,14 @@ class Pipeline:
 
     def answer_each(self, questions: Sequence[str]) -> list[Answer | UserError]:
         """The answers to questions that came together, in their order; where one cannot be
-        answered, why not."""
+        answered, why not: `Unanswerable` where it is the question's own."""
         try:
-            return [*self._answers(self._found([_asked(question) for question in questions]))]
-        except UserError as error:
-            if len(questions) == 1:
-                return [error]
-        return [answer for question in questions for answer in self.answer_each([question])]
+            found = self._found_each([_asked(question) for question in questions])
+            good = [example for example in found if isinstance(example, Example)]
+            answers = iter(self._answers(good) if good else [])
+        except UserError as error:  # of ours, so that each would meet with it
+            return [error] * len(questions)
+        return [next(answers) if isinstance(f, Example) else f for f in found]
 
     def check(self) -> None:
         """What can be found out without an engine: whether there are policies that fit the recipe,
@@ -184,10 +191,53 @@ class Pipeline:
             ]
         return with_candidates(self.recipe, [self._known(e.question) for e in asked], [])
 
+    def _found_each(self, asked: Sequence[Example]) -> list[Example | UserError]:
+        """The same, with an error in place of a question that cannot be answered.
+
+        Raises:
+            NoReply: the retriever is away; it is not asked again for each question.
+        """
+        try:
+            found: list[Example | UserError] = [*self._found(asked)]
+        except NoReply:
+            raise
+        except UserError as error:
+            if len(asked) == 1:
+                return [error]
+            return [found for example in asked for found in self._found_each([example])]
+        return [
+            example if isinstance(example, UserError) or self._fits(example) else _too_long(example)
+            for example in found
+        ]
+
+    def _fits(self, example: Example) -> bool:
+        """Whether a question's prompts fit the contexts, with documents cut to their titles."""
+        k = self.recipe.selector.documents
+        titles = [Document(d.title, "") for d in example.candidates]
+        longest = sorted(titles, key=lambda d: -len(d.title))[:k]
+        try:
+            for policy, writer in self._writers.items():
+                if policy == "selector":
+                    writer.select(example.question, titles, k)
+                else:
+                    writer.answer(example.question, longest)
+        except UserError:
+            return False
+        return True
+
+    @cached_property
+    def _writers(self) -> dict[PolicyName, PromptWriter]:
+        sections = {policy: self.recipe.policy(policy) for policy in self.recipe.policies}
+        return {
+            policy: prompt_writer(section, self.models[policy])
+            for policy, section in sections.items()
+            if not isinstance(section, EncoderSelector)  # which cuts what is too long
+        }
+
     def _known(self, question: str) -> Example:
         known = self._examples_by_question.get(normalise_question(question))
         if known is None:
-            raise UserError(
+            raise Unanswerable(
                 "this run's documents come with its questions, and this question is none of them: "
                 "give documents to select from: dro-rl answer RUN QUESTION --documents FILE (JSON "
                 "lines of title and text)"
@@ -220,6 +270,13 @@ class Pipeline:
 
 def _asked(question: str) -> Example:
     return Example(id="question", question=question, answers=("",))
+
+
+def _too_long(example: Example) -> Unanswerable:
+    return Unanswerable(
+        f"question {example.question[:80]!r} is too long for the model's context, even beside "
+        "documents cut to their titles: ask it in fewer words"
+    )
 
 
 def load_pipeline(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # see dro_rl.chat.wire
 Ask = Callable[[str], Awaitable["Answer | UserError"]]
 _LARGEST_BODY = 2**20  # bytes
 _NO_TOKEN = "send the server's DRO_RL_TOKEN as api_key (a bearer token)"
+_FAILED = "answering failed: the server's log says why"
 
 
 def make_app(model: str, ask: Ask, token: str | None, timeout: float) -> FastAPI:
@@ -72,8 +73,7 @@ def make_app(model: str, ask: Ask, token: str | None, timeout: float) -> FastAPI
             raise ChatError(504, f"not answered within {timeout:g} s", "timeout") from error
         except Exception as error:  # what it says is for the log, and not for whoever asks
             traceback.print_exc()
-            told = "answering failed: the server's log says why"
-            raise ChatError(500, told, "internal_error") from error
+            raise ChatError(500, _FAILED, "internal_error") from error
         finally:
             requests.labels(str(status)).inc()
             seconds.observe(time.monotonic() - start)
@@ -100,14 +100,17 @@ def make_app(model: str, ask: Ask, token: str | None, timeout: float) -> FastAPI
 
 
 async def _answered(ask: Ask, question: str) -> Answer:
+    from dro_rl.pipeline import Unanswerable  # loaded by now, if it answers
+
     answer = await ask(question)
+    if isinstance(answer, Unanswerable):
+        raise ChatError(400, without_secrets(str(answer)), "cannot_answer", "messages")
+    if isinstance(answer, UserError):  # of files and addresses, which are not the caller's
+        print(without_secrets(str(answer)), flush=True)
     if isinstance(answer, NoReply):
-        print(
-            without_secrets(str(answer)), flush=True
-        )  # where the retriever is, is not the caller's
         raise ChatError(502, "the retriever gave no reply: the server's log says more", "no_reply")
     if isinstance(answer, UserError):
-        raise ChatError(400, without_secrets(str(answer)), "cannot_answer", "messages")
+        raise ChatError(500, _FAILED, "internal_error")
     return answer
 
 

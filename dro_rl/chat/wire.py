@@ -11,9 +11,9 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dro_rl.jsonlines import describe
 
@@ -50,13 +50,23 @@ class _Part(BaseModel):
 
 
 class _Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: str
     content: str | list[_Part] | None
 
     @property
     def text(self) -> str:
         parts = self.content or ""
         return parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
+
+
+class _ResponseFormat(BaseModel):
+    type: Literal["text"]
+
+
+def _last(messages: Any) -> Any:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("has to be a list that ends with the user's question")
+    return messages[-1]
 
 
 class ChatRequest(BaseModel):
@@ -69,24 +79,28 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str
-    messages: list[_Message] = Field(min_length=1, max_length=1000)
+    message: Annotated[_Message, BeforeValidator(_last)] = Field(alias="messages")
     stream: bool = False
     n: Literal[1] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0)
+    functions: list[Any] | None = Field(default=None, max_length=0)
     logprobs: Literal[False] | None = None
+    response_format: _ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
 
     @property
     def question(self) -> str:
-        """The last message's text: a pair learned to answer questions that stand alone.
+        """The last message's text: a pair learned to answer questions that stand alone, so what
+        was said before, images and calls of tools among it, is not looked at.
 
         Raises:
             ChatError: it is not the user's, or is empty.
         """
-        last = self.messages[-1]
-        if last.role != "user" or not last.text.strip():
+        if self.message.role != "user" or not self.message.text.strip():
             told = "the last message has to be the user's question, and not empty"
             raise ChatError(400, told, "invalid_messages", "messages")
-        return last.text.strip()
+        return self.message.text.strip()
 
 
 def read_chat(body: bytes, model: str) -> ChatRequest:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -17,7 +18,7 @@ from dro_rl.chat.answering import Answering, Service
 from dro_rl.chat.app import make_app
 from dro_rl.errors import UserError
 from dro_rl.listening import address_of, listen
-from dro_rl.pipeline import Answer, load_pipeline
+from dro_rl.pipeline import Answer, Unanswerable, load_pipeline
 from dro_rl.recipe_file import load_recipe
 from dro_rl.records import Document
 from dro_rl.remote import NoReply
@@ -38,7 +39,9 @@ FOUND = Answer(
 SOURCE = {"rank": 1, "title": "Lake", "text": "Its keeper is Mila Brandt.", "score": 2.5}
 
 
-def client(answer: Answer | UserError = FOUND, token: str | None = None) -> TestClient:
+def client(
+    answer: Answer | UserError = FOUND, token: str | None = None, timeout: float = 30
+) -> TestClient:
     async def ask(question: str) -> Answer | UserError:
         if question == "sleep":
             await asyncio.sleep(60)
@@ -46,7 +49,7 @@ def client(answer: Answer | UserError = FOUND, token: str | None = None) -> Test
             raise ZeroDivisionError("a secret of ours")
         return answer
 
-    return TestClient(make_app("run", ask, token, timeout=0.2))
+    return TestClient(make_app("run", ask, token, timeout))
 
 
 def asking(text: str) -> dict:
@@ -91,11 +94,17 @@ def test_the_question_is_the_last_message():
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Before?"},
-        {"role": "assistant", "content": None},
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "7"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
         {"role": "user", "content": [{"type": "text", "text": " Who?"}]},
     ]
-    body = {**ASKED, "messages": messages, "temperature": 0.7, "max_tokens": 3}  # not read
-    app = make_app("run", ask, None, 1)
+    body = {
+        **{**ASKED, "messages": messages, "temperature": 0.7, "max_tokens": 3},  # not read
+        **{"response_format": {"type": "text"}, "modalities": ["text"], "functions": []},
+        **{"audio": None, "tools": [], "n": 1},
+    }
+    app = make_app("run", ask, None, 30)
     assert TestClient(app).post("/v1/chat/completions", json=body).status_code == 200
     assert asked == ["Who?"]
 
@@ -120,7 +129,15 @@ def test_the_question_is_the_last_message():
         ),
         ({**ASKED, "n": 2}, 400, "n", "n: "),
         ({**ASKED, "tools": [{"type": "function"}]}, 400, "tools", "tools: "),
-        (asking("sleep"), 504, None, "not answered within 0.2 s"),
+        ({**ASKED, "functions": [{"name": "f"}]}, 400, "functions", "functions: "),
+        ({**ASKED, "response_format": {"type": "json_object"}}, 400, *("response_format",) * 2),
+        ({**ASKED, "modalities": ["text", "audio"]}, 400, "modalities", "modalities.1: "),
+        ({**ASKED, "audio": {"voice": "alloy"}}, 400, "audio", "audio: "),
+        (
+            {**ASKED, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            *(400, "messages", "messages.content"),
+        ),
+        ({**ASKED, "messages": [{"role": "tool", "content": "x"}]}, 400, "messages", "the user's"),
         (b" " * (2**20 + 1), 413, None, "send at most 1 MiB"),
     ],
 )
@@ -131,6 +148,13 @@ def test_errors_have_openais_form(body, status, param, told):
     assert (reply.status_code, error["param"]) == (status, param)
     assert told in error["message"] and error["code"]
     assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+
+
+def test_who_waits_too_long_is_told():
+    reply = client(timeout=0.2).post("/v1/chat/completions", json=asking("sleep"))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (504, "timeout")
+    assert "not answered within 0.2 s" in error["message"]
 
 
 def test_the_token_is_asked_for_before_anything_is_read():
@@ -154,8 +178,19 @@ def test_what_went_wrong_with_us_is_for_the_log(capfd):
     assert "10.0.0.1" in capfd.readouterr().out
 
 
+def test_a_retriever_that_refuses_us_is_for_the_log(capfd):
+    """What remote.post_json makes of a `_Refused`, and what a damaged index says."""
+    for ours in (
+        "retrieval.url: http://10.0.0.1/search answered 401: bring a token",
+        "/srv/10.0.0.1/index: is damaged",
+    ):
+        reply = client(UserError(ours)).post("/v1/chat/completions", json=ASKED)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        assert "10.0.0.1" not in reply.text and ours in capfd.readouterr().out
+
+
 def test_requests_are_counted():
-    asked = client(UserError("this question is none of them"))
+    asked = client(Unanswerable("this question is none of them"))
     reply = asked.post("/v1/chat/completions", json=ASKED)
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "cannot_answer")
     assert 'chat_requests_total{status="400"} 1.0' in asked.get("/metrics").text
@@ -247,5 +282,28 @@ def test_one_question_that_cannot_be_answered_keeps_no_other_from_it(run):
     with load_pipeline(run) as pipeline:
         known = [make_example(0).question, make_example(1).question]
         first, refused, second = pipeline.answer_each([known[0], "Never asked?", known[1]])
-        assert isinstance(refused, UserError) and "none of them" in str(refused)
+        assert isinstance(refused, Unanswerable) and "none of them" in str(refused)
         assert [first, second] == [pipeline.answer(question) for question in known]
+
+
+def test_a_question_that_is_too_long_keeps_no_other_from_an_answer(run, monkeypatch):
+    with load_pipeline(run) as pipeline:
+        short, long = make_example(0), make_example(1)
+        long = replace(long, question="Where " * 300)
+        monkeypatch.setattr(pipeline, "_found", lambda asked: [short, long][: len(asked)])
+        answer, refused = pipeline.answer_each([short.question, long.question])
+        assert isinstance(answer, Answer)
+        assert isinstance(refused, Unanswerable) and "fewer words" in str(refused)
+
+
+def test_a_retriever_that_is_away_is_asked_once_for_all(run, monkeypatch):
+    calls = []
+
+    def away(asked: list) -> None:
+        calls.append(len(asked))
+        raise NoReply("gave no usable reply")
+
+    with load_pipeline(run) as pipeline:
+        monkeypatch.setattr(pipeline, "_found", away)
+        answers = pipeline.answer_each(["a?", "b?", "c?"])
+    assert calls == [3] and [type(answer) for answer in answers] == [NoReply] * 3
