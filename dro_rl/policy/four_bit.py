@@ -44,7 +44,17 @@ def arguments(computes_in: torch.dtype, device: str) -> dict[str, Any]:
 def settle(model: Any) -> None:
     """Have transformers save what it is given (it would write the 4 bits, and say so in the
     configuration), and bitsandbytes score with the weights that it trains with (on a CPU it would
-    pack them anew, with scales rounded to bfloat16)."""
+    pack them anew, with scales rounded to bfloat16).
+
+    Raises:
+        UserError: a layer keeps its weight the other way round, as GPT-2's do, and engines would be
+            sent the transposed one.
+    """
+    if any(layer.source_cls is not nn.Linear for layer in packed(model).values()):
+        raise UserError(
+            f"lora.quantize: {type(model).__name__} has layers that are not plain linear ones, "
+            "which are not taken in 4 bits: leave it out for this model"
+        )
     del model.hf_quantizer, model.config.quantization_config
     for layer in packed(model).values():
         layer.support_avx512bf16_for_cpu = False

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
@@ -15,6 +16,7 @@ from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
 from dro_rl.records import WeightedRollout
 from dro_rl.rollout.worker import RolloutWorker
+from tests.models import make_tokenizer
 from tests.tiny import make_example, make_recipe, make_rollout
 
 pytestmark = pytest.mark.unit
@@ -85,8 +87,21 @@ def test_a_checkpoint_is_a_plain_model_of_the_weights_that_4_bits_stand_for(fold
         assert changed == ("_proj" in name), name
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_a_missing_package_is_named(folder):
+@needs_bitsandbytes
+def test_layers_that_are_not_plain_are_refused(tmp_path):
+    """GPT-2 keeps its weights the other way round."""
+    recipe = make_recipe(tmp_path, selector=FOUR_BIT)
+    tokens = len(make_tokenizer())
+    config = GPT2Config(
+        vocab_size=tokens, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(recipe.selector.model)
+    with pytest.raises(UserError, match="quantize: GPT2LMHeadModel has layers that are not plain"):
+        learner_of(recipe)
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setattr(four_bit, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"quantize: 4bit needs bitsandbytes: pip install"):
         four_bit.require(make_recipe(folder, selector=FOUR_BIT).selector)
 
