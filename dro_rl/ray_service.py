@@ -50,13 +50,20 @@ def check_nothing_is_served() -> None:
 
 
 @contextmanager
-def running(app: serve.Application, name: str, host: str, port: int) -> Iterator[str]:
-    """The address of a service, which ends with the block, also on a cluster that goes on."""
+def running(
+    app: serve.Application, name: str, host: str, port: int, timeout: float | None = None
+) -> Iterator[str]:
+    """The address of a service, which ends with the block, also on a cluster that goes on.
+
+    Args:
+        timeout: after which Ray gives up a request [s], its time before a replica takes it
+            included; by default never.
+    """
     try:
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
+            http_options={"host": host, "port": port, "request_timeout_s": timeout},
+            logging_config=QUIET,
         )
         serve.run(app, name=name, route_prefix="/")
         yield address_of(host, port)

@@ -35,13 +35,18 @@ class Service:
 
 
 class Answering:
-    """The pair in a thread of its own, since its engines are not made for several."""
+    """The pair in a thread of its own, since its engines are not made for several.
+
+    Attributes:
+        fault: what the last call ended with, if it was nobody's input but a fault of ours.
+    """
 
     def __init__(self, service: Service) -> None:
         recipe = service.recipe
         os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
         from dro_rl.pipeline import Pipeline  # which imports torch
 
+        self.fault: Exception | None = None
         self._thread = ThreadPoolExecutor(1)
         self._pipeline = Pipeline(recipe, service.models)
         self._thread.submit(self._pipeline.load).result()
@@ -49,8 +54,17 @@ class Answering:
     async def each(self, questions: list[str]) -> list[Answer | UserError]:
         """See `Pipeline.answer_each`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._pipeline.answer_each, questions)
+        return await loop.run_in_executor(self._thread, self._answer_each, questions)
 
     async def one(self, question: str) -> Answer | UserError:
         """The same of one."""
         return (await self.each([question]))[0]
+
+    def _answer_each(self, questions: list[str]) -> list[Answer | UserError]:
+        try:
+            answers = self._pipeline.answer_each(questions)
+        except Exception as error:
+            self.fault = error
+            raise
+        self.fault = None
+        return answers

@@ -34,7 +34,13 @@ _NO_TOKEN = "send the server's DRO_RL_TOKEN as api_key (a bearer token)"
 _FAILED = "answering failed: the server's log says why"
 
 
-def make_app(model: str, ask: Ask, token: str | None, timeout: float) -> FastAPI:
+def make_app(
+    model: str,
+    ask: Ask,
+    token: str | None,
+    timeout: float,
+    fault: Callable[[], Exception | None] = lambda: None,
+) -> FastAPI:
     """POST /v1/chat/completions, GET /v1/models, /health and /metrics.
 
     Args:
@@ -42,6 +48,7 @@ def make_app(model: str, ask: Ask, token: str | None, timeout: float) -> FastAPI
         ask: answers a question, or says why it cannot be answered.
         token: what a request to /v1 has to bring as bearer token, if anything.
         timeout: for one request [s].
+        fault: why answering fails at the moment, if it does; /health is 503 then.
     """
     app = FastAPI(title="dro_rl chat", openapi_url=None)
     began = int(time.time())
@@ -89,8 +96,10 @@ def make_app(model: str, ask: Ask, token: str | None, timeout: float) -> FastAPI
         return {"object": "list", "data": [about]}
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "model": model}
+    async def health() -> JSONResponse:
+        failing = fault() is not None
+        told = {"status": "failing" if failing else "ok", "model": model}
+        return JSONResponse(told, 503 if failing else 200)
 
     @app.get("/metrics")
     async def prometheus() -> Response:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:  # see dro_rl.chat.wire
     from dro_rl.pipeline import Answer
 
 _AT_ONCE = 32  # requests that are answered together
-_WAITING = 1024  # requests in the queue; a further one is answered 503
+_IN_PROGRESS = 2 * _AT_ONCE  # so that the next are at hand when these are done
+_WAITING = 2 * _IN_PROGRESS  # requests in the queue; a further one is answered 503
+_LONGER = 5  # seconds that Ray waits beyond the replica, whose 504 says more than Ray's 408
 
 
 @serve.deployment(
-    max_ongoing_requests=2 * _AT_ONCE,
+    max_ongoing_requests=_IN_PROGRESS,
     max_queued_requests=_WAITING,
     logging_config=ray_service.QUIET,
 )
@@ -36,7 +38,16 @@ class ChatReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         service = self.service
-        return make_app(service.name, self.ask, service.token, service.timeout)
+        return make_app(service.name, self.ask, service.token, service.timeout, self.fault)
+
+    def fault(self) -> Exception | None:
+        """See `Answering.fault`."""
+        return self.answering.fault
+
+    def check_health(self) -> None:
+        """Ray asks now and then, and starts the replica anew where this keeps failing."""
+        if self.answering.fault:
+            raise RuntimeError("answering fails") from self.answering.fault
 
     async def ask(self, question: str) -> Answer | UserError:
         """The answer, found beside those to other questions."""
@@ -69,7 +80,8 @@ def serve_on_ray(service: Service, told: str, console: Console) -> None:
         gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
         replica = ChatReplica.options(ray_actor_options={"num_gpus": gpus})
         app = replica.bind(service)
-        with ray_service.running(app, "chat", service.host, service.port) as address:
+        limit = service.timeout + _LONGER
+        with ray_service.running(app, "chat", service.host, service.port, limit) as address:
             ray_service.wait_for_the_end(
                 told.format(address=address), service.host, service.token, console.say
             )

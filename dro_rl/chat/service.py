@@ -6,16 +6,19 @@ from pathlib import Path
 
 from dro_rl.chat.answering import Answering, Service
 from dro_rl.checkpoint import policies_of
+from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
 from dro_rl.listening import address_of, listen, warn_if_open
 from dro_rl.recipe import Recipe
 from dro_rl.remote import bearer_token
 from dro_rl.retrieval_sections import CorpusSection
+from dro_rl.rollout.environment import has_gpu
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
 _CONNECTIONS = 64  # without Ray Serve; a further one is answered 503
+_LARGEST_SHARE = 0.95  # of a GPU's memory, for both engines: the rest is CUDA's own
 
 
 def serve_run(
@@ -36,13 +39,15 @@ def serve_run(
         timeout: for one request [s].
     Raises:
         UserError: the run has no generator or no such checkpoint, a policy or the index cannot be
-            opened, the address is taken, or the cluster runs Ray Serve already.
+            opened, both engines do not fit one GPU, the address is taken, or the cluster runs Ray
+            Serve already.
     """
     if recipe.generator.is_none:
         raise UserError(
             f"{run}: has no generator (generator: none), so nobody answers: `dro-rl answer` shows "
             "what its selector picks, and `dro-rl export` gives the selector to other programs"
         )
+    _check_both_fit(recipe)
     directory = RunDirectory.open(run)
     at, models = policies_of(directory, recipe, iteration)
     name, token = directory.path.name, bearer_token()
@@ -63,11 +68,26 @@ def _serve_here(service: Service, told: str, console: Console) -> None:
     from dro_rl.chat.app import make_app
 
     listening = listen(service.host, service.port)
-    app = make_app(service.name, Answering(service).one, service.token, service.timeout)
+    answering = Answering(service)
+    app = make_app(
+        service.name, answering.one, service.token, service.timeout, lambda: answering.fault
+    )
     console.say(told.format(address=address_of(service.host, listening.getsockname()[1])))
     warn_if_open(service.host, service.token, console.say)
     config = uvicorn.Config(app, log_level="warning", limit_concurrency=_CONNECTIONS)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _check_both_fit(recipe: Recipe) -> None:
+    """In training each engine has a GPU, or half of one; here both are in one process."""
+    share = 2 * recipe.rollout.gpu_memory_utilization
+    two = recipe.rollout.engine == "vllm" and not isinstance(recipe.selector, EncoderSelector)
+    if two and share > _LARGEST_SHARE and has_gpu():
+        raise UserError(
+            f"rollout.gpu_memory_utilization: {recipe.rollout.gpu_memory_utilization:g} is what "
+            "each of the two engines takes of the one GPU that serves both: add "
+            "rollout.gpu_memory_utilization=0.4 to the command"
+        )
 
 
 def _from_anywhere(recipe: Recipe) -> Recipe:

@@ -16,12 +16,14 @@ from fastapi.testclient import TestClient
 
 from dro_rl.chat.answering import Answering, Service
 from dro_rl.chat.app import make_app
+from dro_rl.chat.service import serve_run
 from dro_rl.errors import UserError
 from dro_rl.listening import address_of, listen
-from dro_rl.pipeline import Answer, Unanswerable, load_pipeline
+from dro_rl.pipeline import Answer, Pipeline, Unanswerable, load_pipeline
 from dro_rl.recipe_file import load_recipe
 from dro_rl.records import Document
 from dro_rl.remote import NoReply
+from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from tests.tiny import make_example, make_policies, make_recipe
 
@@ -260,6 +262,37 @@ def test_openais_client_gets_what_the_pipeline_answers(served, run):
         chunks = list(asked.chat.completions.create(model="run", messages=messages, stream=True))
         assert "".join(c.choices[0].delta.content or "" for c in chunks) == ours.text
         assert chunks[0].choices[0].delta.model_extra == {"sources": shown}
+
+
+def test_health_tells_of_a_fault_until_an_answer_is_found(run, monkeypatch):
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    models = {"selector": recipe.selector.model, "generator": recipe.generator.model}
+    service = Service(recipe, models, "run", "127.0.0.1", 0, 20, None)  # type: ignore[arg-type]
+    answering = Answering(service)
+    asked = TestClient(make_app("run", answering.one, None, 20, lambda: answering.fault))
+    question = asking(make_example(0).question)
+
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError("CUDA")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "_answers", out_of_memory)
+        assert asked.post("/v1/chat/completions", json=question).status_code == 500
+    failing = asked.get("/health")
+    assert (failing.status_code, failing.json()["status"]) == (503, "failing")
+    assert asked.post("/v1/chat/completions", json=question).status_code == 200
+    assert asked.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine"), [(True, "vllm"), (True, "transformers"), (False, "vllm")]
+)
+def test_two_engines_that_do_not_fit_one_gpu_are_refused(tmp_path, monkeypatch, gpu, engine):
+    recipe = make_recipe(tmp_path, rollout={"engine": engine, "gpu_memory_utilization": 0.8})
+    monkeypatch.setattr("dro_rl.chat.service.has_gpu", lambda: gpu)
+    told = "=0.4 to the command" if gpu and engine == "vllm" else "not a run directory"
+    with pytest.raises(UserError, match=told):
+        serve_run(tmp_path / "none", recipe, None, "127.0.0.1", 0, 60, Console())
 
 
 def test_openais_client_reads_our_errors(served):
