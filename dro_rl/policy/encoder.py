@@ -160,7 +160,10 @@ class BiEncoder(Encoder):
     def _prompt(self, task: str) -> str | None:
         """What the library's `encode_query` and `encode_document` put before a text."""
         names = ("query",) if task == "query" else ("document", "passage", "corpus")
-        return next((self.plain.prompts[n] for n in names if n in self.plain.prompts), None)
+        known = self.plain.prompts
+        return next(
+            (known[n] for n in names if n in known), known.get(self.plain.default_prompt_name)
+        )
 
 
 class PairEncoder(Encoder):

@@ -162,6 +162,9 @@ class EncoderWorker:
         """The scores of each state, float64 on the CPU; what is known is not computed again."""
         import torch
 
+        from dro_rl.policy.texts import drop_oldest
+
+        drop_oldest(self._rows)  # a pipeline's never get other weights
         new = [state for state in dict.fromkeys(states) if state not in self._rows]
         for start in range(0, len(new), _TOGETHER):
             some = new[start : start + _TOGETHER]
