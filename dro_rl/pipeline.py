@@ -227,12 +227,12 @@ class Pipeline:
 
     @cached_property
     def _writers(self) -> dict[PolicyName, PromptWriter]:
-        sections = {policy: self.recipe.policy(policy) for policy in self.recipe.policies}
-        return {
-            policy: prompt_writer(section, self.models[policy])
-            for policy, section in sections.items()
-            if not isinstance(section, EncoderSelector)  # which cuts what is too long
-        }
+        writers: dict[PolicyName, PromptWriter] = {}
+        for policy in self.recipe.policies:
+            section = self.recipe.policy(policy)
+            if not isinstance(section, EncoderSelector):  # which cuts what is too long
+                writers[policy] = prompt_writer(section, self.models[policy])
+        return writers
 
     def _known(self, question: str) -> Example:
         known = self._examples_by_question.get(normalise_question(question))
