@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dro_rl.durable import write_text, writing
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import make_recipe, merge, read_settings
 from dro_rl.resources import find_file
@@ -40,13 +41,16 @@ def write_recipe(path: Path, data: str, model: str, hardware: str) -> list[str]:
     """Write the recipe; it is executable, as the project's own are.
 
     Args:
-        path: of a file that is not there yet.
+        path: of a file that is not there yet; its folder is made.
         data, model, hardware: as `DATA`, `MODEL` and `HARDWARE` say.
     Returns:
         The commands that come next.
     Raises:
-        UserError: an answer that makes no sense, or a file that is there already.
+        UserError: an answer that makes no sense, a file that is there already, or a place that
+            cannot be written.
     """
+    if os.path.lexists(path):
+        raise UserError(f"{path}: is there already: give another name, or remove it")
     gpus = _gpus(hardware)
     settings = _settings(path.stem, data, model, gpus)
     make_recipe(settings, str(path))
@@ -54,14 +58,10 @@ def write_recipe(path: Path, data: str, model: str, hardware: str) -> list[str]:
     text = f"#!/usr/bin/env -S dro-rl train\n# {about}.\n" + "".join(
         _section(key, value) for key, value in settings.items()
     )
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    except FileExistsError as error:
-        raise UserError(f"{path}: is there already: give another name, or remove it") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     place = shlex.quote(str(path))
     options = f" --gpus {gpus[0]} --gpu-memory {gpus[1]}" if gpus else ""
     commands = ["data", *([] if model == "builtin" else ["warmup"]), "train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -259,18 +260,20 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _settings(recipe: Recipe, policy: PolicyName) -> str:
-    """The part of the recipe that decided the result, without the folders of this machine."""
+    """The part of the recipe that decided the result, without folders and addresses of ours."""
     settings = recipe.resolved()
     kept = ("data", "retrieval", policy, "rollout", "reward", "algorithm", "training")
-    shown = {key: _without_folders(settings[key]) for key in kept}
+    shown = {key: _without_places(settings[key]) for key in kept}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
-def _without_folders(value: Any) -> Any:
+def _without_places(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
+        return {key: _without_places(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
+        return [_without_places(inner) for inner in value]
     if isinstance(value, str) and value.startswith(("/", "~")):
         return Path(value).name
+    if isinstance(value, str) and (address := re.match(r"[\w+.-]+://", value)):
+        return f"{address[0]}..."
     return value

@@ -67,8 +67,15 @@ class _Wandb:
     def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        # Nothing but numbers and the recipe: no console, no code.
-        settings = wandb.Settings(console="off", save_code=False, finish_timeout=_PATIENCE)
+        # Numbers and the recipe: no console, no code, nothing of the repository that it runs in.
+        settings = wandb.Settings(
+            console="off",
+            save_code=False,
+            disable_git=True,
+            x_save_requirements=False,
+            x_disable_meta=True,
+            finish_timeout=_PATIENCE,
+        )
         self.run = wandb.init(
             project=recipe.tracking.project,
             name=_name(run),

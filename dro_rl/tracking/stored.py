@@ -85,7 +85,7 @@ class Shown(Stored):
 
     question: str
     answers: list[str]
-    answer: str
+    answer: str | None
     selected: list[_Candidate]
 
 
@@ -136,10 +136,18 @@ def read_lines(path: Path, model: type[Stored], *, torn: bool = False) -> Iterat
             for number, line in enumerate(file, start=1):
                 if torn and not line.endswith(b"\n"):
                     return
-                place = f"{path}, line {number}"
-                yield checked(_decoded(line, place), model, place)
+                yield read_line(line, f"{path}, line {number}", model)
     except OSError as error:
         raise damaged(path, error.strerror) from error
+
+
+def read_line(line: bytes, place: str, model: type[Stored]) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+        UserError: it is not such an object; names the place.
+    """
+    return checked(_decoded(line, place), model, place)
 
 
 def read_parquet(path: Path | str, model: type[Stored]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,8 @@ resumed, a dashboard gets first what it lacks; steps that it has are not sent ag
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ from dro_rl.tracking.dashboards import CHECKS, OPEN, Dashboard
 from dro_rl.tracking.run_directory import RunDirectory
 
 Say = Callable[[str], object]
+_SLOW = 5.0  # seconds: the training waits for a row to be taken
+_SLOW_ROWS = 3  # in a row, after which a dashboard is left
 
 
 def check_trackers(recipe: Recipe) -> None:
@@ -48,7 +52,8 @@ def check_trackers(recipe: Recipe) -> None:
 def following(recipe: Recipe, run: RunDirectory, say: Say) -> Iterator[None]:
     """Within the block, the recipe's dashboards get every row of the run's metrics.
 
-    A dashboard that fails is told once and left, for it must not end a run of days.
+    A dashboard that fails, or takes long again and again, is told once and left, for it must not
+    end a run of days, nor slow it down.
     """
     copies = _Copies(recipe, run, say)
     for row in run.history():
@@ -68,6 +73,7 @@ class _Copies:
 
     def __init__(self, recipe: Recipe, run: RunDirectory, say: Say) -> None:
         self.say, self.dashboards, self.growing = say, dict[str, Dashboard](), dict[str, Any]()
+        self.slow = Counter[str]()
         for name in recipe.tracking.trackers:
             try:
                 self.dashboards[name] = OPEN[name](recipe, run)
@@ -90,7 +96,14 @@ class _Copies:
         self.growing = {}
         for name, dashboard in [*self.dashboards.items()]:
             if step > dashboard.last:
-                self._guard(name, lambda d=dashboard: d.log(numbers, step))
+                self._guard(name, lambda n=name: self._log(n, numbers, step))
+
+    def _log(self, name: str, numbers: Mapping[str, float], step: int) -> None:
+        start = time.monotonic()
+        self.dashboards[name].log(numbers, step)
+        self.slow[name] = self.slow[name] + 1 if time.monotonic() - start > _SLOW else 0
+        if self.slow[name] == _SLOW_ROWS:
+            raise TimeoutError(f"each of the last {_SLOW_ROWS} rows took it over {_SLOW:.0f} s")
 
     def close(self, done: bool) -> None:
         """Tell all; `done` says whether the run has done its iterations."""

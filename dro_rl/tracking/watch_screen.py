@@ -207,7 +207,8 @@ def _example(watcher: Watcher) -> list[str]:
     lines = [f"{now['question']}  (reference: {' | '.join(now['answers'])})"]
     for label, row in (("warm start", before), ("now", now)):
         documents = "; ".join(f"{'*' if d['is_gold'] else ''}{d['title']}" for d in row["selected"])
-        lines.append(f"  {label:<10} {row['answer']!r} from {documents or 'no document'}")
+        answer = "" if row["answer"] is None else f"{row['answer']!r} from "  # without a generator
+        lines.append(f"  {label:<10} {answer}{documents or 'no document'}")
     return [printable(line) for line in lines]
 
 

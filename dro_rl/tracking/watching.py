@@ -4,12 +4,13 @@ there yet."""
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe
@@ -104,11 +105,41 @@ def timed(row: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in found.items() if isinstance(v, int | float)}
 
 
+class _Metrics:
+    """The whole lines of metrics.jsonl, which is read on from where it ended at the last look: that
+    of a long run has many. A resumed run puts another file in its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file, self._end, self._rows = -1, 0, list[dict[str, Any]]()
+
+    def rows(self) -> list[dict[str, Any]]:
+        try:
+            with self.path.open("rb") as file:
+                self._read_on(file)
+        except FileNotFoundError:
+            self._file, self._rows = -1, []  # the next one may have its number
+        return self._rows
+
+    def _read_on(self, file: BinaryIO) -> None:
+        now = os.fstat(file.fileno())
+        if now.st_ino != self._file or now.st_size < self._end:
+            self._file, self._end, self._rows = now.st_ino, 0, []
+        file.seek(self._end)
+        for line in file:
+            if not line.endswith(b"\n"):  # still being written
+                return
+            place = f"{self.path}, line {len(self._rows) + 1}"
+            self._rows.append(stored.read_line(line, place, stored.Iteration))
+            self._end += len(line)
+
+
 class Watcher:
     """Looks at a run again and again, and reads what has changed."""
 
     def __init__(self, path: Path) -> None:
         self.run = RunDirectory(path)
+        self._metrics = _Metrics(path / "metrics.jsonl")
         self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
         self._shown: tuple[tuple[int, int], Example | None] = ((-1, -1), None)
 
@@ -123,7 +154,7 @@ class Watcher:
         if recipe is None:
             return None
         evaluations = self._fresh(path / "evaluation", self.run.evaluations) or []
-        rows = self._fresh(path / "metrics.jsonl", self.run.rows) or []
+        rows = self._metrics.rows()
         done = max((int(p.name[10:]) for p in path.glob("checkpoints/iteration-????")), default=0)
         steps = [row for row in rows if "step" in row]
         parts = sorted(path.glob(f"checkpoints/iteration-{done + 1:04d}-part-*[0-9]"))

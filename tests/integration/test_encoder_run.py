@@ -24,6 +24,7 @@ from dro_rl.recipe_file import load_recipe
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import write_report
 from dro_rl.tracking.run_directory import RunDirectory
+from dro_rl.tracking.watch_screen import watch
 from dro_rl.trainer import train
 from dro_rl.warmup import warm_up
 from tests.commands import evaluation, iterations, steps
@@ -112,6 +113,15 @@ def test_its_report_and_comparison_live_without_answers(run, tmp_path):
     result = read_result(Run("dro", 0, load_recipe(str(run / "recipe.yaml")), run))
     assert [m.key for m in headline([result])] == ["gold_recall", "reward"]
     assert len(result.scores("reward")) == 6 and result.scores("em") == {}
+
+
+def test_watching_it_shows_documents_without_answers(run):
+    console, said = quiet()
+    watch(run, console)
+    told = said.getvalue()
+    assert "finished after iteration 4" in told
+    (now,) = re.findall(r"^  now +(.*)$", told, re.M)
+    assert "*" in now and " from " not in now and "None" not in now
 
 
 def test_it_answers_with_documents_alone(run):

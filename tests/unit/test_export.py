@@ -170,6 +170,7 @@ def trained(tmp_path) -> Path:
         tmp_path,
         data={"kind": "hotpotqa", "path": "hotpotqa/hotpot_qa"},
         selector={"init": "Qwen/Qwen2.5-1.5B-Instruct"},
+        retrieval={"kind": "http", "url": "https://search.corp.example:8100/search"},
         tracking={"run_dir": str(run)},
     )
     RunDirectory(run).write_recipe(recipe)
@@ -195,6 +196,7 @@ def test_a_card_says_what_the_run_knows(trained, tmp_path):
     )
     assert "on 4 held-out questions of `hotpotqa`" in card.text
     assert str(tmp_path) not in card.text  # folders of this machine are nobody's business
+    assert "corp.example" not in card.text and "url: https://..." in card.text
     generator = ModelCard.load(out / "generator" / "README.md")
     assert generator.data.base_model is None and "a local folder, `generator`" in generator.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from itertools import product
 from pathlib import Path
@@ -85,6 +86,21 @@ def test_answers_that_make_no_sense(answers, told, folder):
         write_recipe(Path("new.yaml"), *answers)
     assert told in str(error.value)
     assert not (folder / "new.yaml").exists()
+
+
+def test_a_missing_folder_is_made_and_nothing_is_left_half_written(folder, monkeypatch):
+    write_recipe(folder / "of" / "mine" / "first.yaml", "facts", "builtin", "cpu")
+    assert load_recipe("of/mine/first.yaml").tracking.run_dir == "runs/first"
+    with pytest.raises(UserError, match="mine.jsonl/new.yaml: cannot be written"):
+        write_recipe(folder / "mine.jsonl" / "new.yaml", "facts", "builtin", "cpu")
+
+    def full(*names: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_recipe(folder / "of" / "mine" / "second.yaml", "facts", "builtin", "cpu")
+    assert os.listdir(folder / "of" / "mine") == ["first.yaml"]
 
 
 def test_the_command(folder):

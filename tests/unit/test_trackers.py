@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -176,6 +177,33 @@ def test_one_that_does_not_open_is_told_and_the_run_goes_on(tmp_path, monkeypatc
     assert len(run.steps()) == 4
 
 
+class Slow(Failing):
+    """Two steps take it long, one does not, three do."""
+
+    clock = 0.0
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        Slow.clock += 5.5 if step in (0, 1, 3, 4, 5) else 0.5
+        assert step < 6, "it has been given up"
+
+    def close(self, done: bool) -> None:
+        raise AssertionError("it has been given up")
+
+
+def test_one_that_is_slow_three_times_in_a_row_is_left(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPEN, "mlflow", Slow)
+    monkeypatch.setattr(trackers.time, "monotonic", lambda: Slow.clock)
+    settings = recipe_with(tmp_path, "mlflow")
+    run = RunDirectory.create(settings)
+    told: list[str] = []
+    with following(settings, run, told.append):
+        evaluate(run)
+        for number in range(1, 9):
+            step(run, number)
+            assert len(told) == (number > 5)  # a step is sent when the next comes
+    assert "mlflow failed" in told[0] and "last 3 rows took it over 5 s" in told[0]
+
+
 def test_what_is_not_there_is_refused_before_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="trackio is not installed: pip install trackio"):
@@ -192,6 +220,52 @@ def test_one_that_cannot_be_used_is_refused_before_the_start(tmp_path, monkeypat
     with pytest.raises(UserError, match="tracking.trackers: wandb cannot be used: no key") as told:
         check_trackers(recipe_with(tmp_path, "wandb"))
     assert "sesame" not in str(told.value)
+
+
+# --- Weights & Biases online, as far as a resumed run needs it ------------------------------------
+
+
+class Online:
+    """A server's runs by their id, and the module that reaches it."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, dict[int, dict[str, float]]] = {}
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:
+        return settings
+
+    def init(self, *, id: str, resume: str, **rest: Any) -> OnlineRun:
+        assert resume == "allow"
+        return OnlineRun(self.runs.setdefault(id, {}))
+
+
+class OnlineRun:
+    def __init__(self, steps: dict[int, dict[str, float]]) -> None:
+        self.steps, self.starting_step = steps, max(steps, default=-1) + 1
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        assert step > max(self.steps, default=-1), "its server leaves out what comes again"
+        self.steps[step] = row
+
+    def finish(self, exit_code: int) -> None:
+        pass
+
+
+def test_weights_and_biases_online_gets_what_it_lacks_alone(tmp_path, monkeypatch):
+    server = Online()
+    monkeypatch.setitem(sys.modules, "wandb", server)
+    settings = recipe_with(tmp_path, "wandb")
+    run = RunDirectory.create(settings)
+    killed(run, settings)
+    (steps,) = server.runs.values()
+    assert [*steps] == [0, 1, 2]
+    resume(run, settings)
+    (steps,) = server.runs.values()
+    curves: Curves = defaultdict(dict)
+    for number, row in steps.items():
+        for name, value in row.items():
+            curves[name][number] = value
+    assert curves == expected(run)
 
 
 # --- the others, where they are installed ---------------------------------------------------------
@@ -258,17 +332,28 @@ def test_weights_and_biases_offline_has_the_whole_run_in_its_last_folder(elsewhe
     folders = sorted((run.path / "wandb").glob("offline-run-*"))
     identity = (run.path / "tracking_id").read_text()
     assert len(folders) == 2 and all(f.name.endswith(identity) for f in folders)
-    assert in_wandb(folders[-1]) == {k: pytest.approx(v) for k, v in expected(run).items()}
+    records = [*in_wandb(folders[-1])]
+    assert wandb_curves(records) == {k: pytest.approx(v) for k, v in expected(run).items()}
+    kinds = {record.WhichOneof("record_type") for record in records}
+    assert "environment" not in kinds and "files" not in kinds  # paths, commit, packages
+    (about,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
+    assert not about.HasField("git")
+    assert not [p for p in (folders[-1] / "files").rglob("*") if p.is_file()]
 
 
-def in_wandb(folder: Path) -> Curves:
+def in_wandb(folder: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
-    curves: Curves = defaultdict(dict)
     (path,) = folder.glob("*.wandb")
     for content in leveldb_log(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content)
+        yield record
+
+
+def wandb_curves(records: list[Any]) -> Curves:
+    curves: Curves = defaultdict(dict)
+    for record in records:
         if record.WhichOneof("record_type") != "history":
             continue
         row = {
