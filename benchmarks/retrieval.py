@@ -7,9 +7,9 @@
 bm25, dense, faiss, fusion, colbert and pylate, by default all of them; fusion is of bm25 and dense.
 The vectors are all-MiniLM-L6-v2's; the checkpoint of colbert and pylate is made of the same weights
 by scripts/minilm_colbert.py, and they need `make colbert-env` and `make pylate-env`. Indexes are
-made anew, but faiss and fusion take what dense and bm25 made before them. On one core dense and
-pylate take a quarter of an hour, and colbert hours: k-means over a million tokens. --small is
-HotpotQA's questions over their own 994 paragraphs.
+made anew, but faiss and fusion take what dense and bm25 made before them. On one core dense takes
+a quarter of an hour, pylate seven minutes and colbert half an hour, most of it encoding twice.
+--small is HotpotQA's questions over their own 994 paragraphs.
 Results of kinds that were not run are kept. Fails where a recall is more than 0.04 below what the
 libraries alone were measured at. Writes results/retrieval.json and .md (with --small
 retrieval_small) beside this file.
