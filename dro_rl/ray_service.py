@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 
 from ray import serve
 
@@ -49,16 +48,26 @@ def check_nothing_is_served() -> None:
         )
 
 
-@contextmanager
-def running(
-    app: serve.Application, name: str, host: str, port: int, timeout: float | None = None
-) -> Iterator[str]:
-    """The address of a service, which ends with the block, also on a cluster that goes on.
+def serve_until_a_signal(
+    app: serve.Application,
+    name: str,
+    host: str,
+    port: int,
+    told: str,
+    token: str | None,
+    say: Callable[[str], object],
+    timeout: float | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; the service ends then, also on a cluster that goes on.
 
     Args:
+        told: said once it answers, with {address} for where.
+        token: what requests have to bring, if anything.
         timeout: after which Ray gives up a request [s], its time before a replica takes it
             included; by default never.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # before it answers: from then on it may be told
+        signal.signal(number, signal.default_int_handler)
     try:
         serve.start(
             proxy_location="HeadOnly",
@@ -66,17 +75,11 @@ def running(
             logging_config=QUIET,
         )
         serve.run(app, name=name, route_prefix="/")
-        yield address_of(host, port)
+        say(told.replace("{address}", address_of(host, port)))
+        warn_if_open(host, token, say)
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
     finally:
         serve.shutdown()
-
-
-def wait_for_the_end(told: str, host: str, token: str | None, say: Callable[[str], object]) -> None:
-    """Say what is served, and return when a signal ends it."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    say(told)
-    warn_if_open(host, token, say)
-    while not stop.wait(1):
-        pass

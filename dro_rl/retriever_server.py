@@ -219,12 +219,11 @@ def serve_forever(recipe: Recipe, host: str, port: int, timeout: float, console:
             corpus = retriever.corpus
             retriever.rank(["What is this?"], 1)
         app = RetrieverService.bind(retrieval, str(corpus.folder), timeout, token)
-        with ray_service.running(app, _NAME, host, port) as address:
-            told = (
-                f"{retrieval.kind} over {len(corpus):,} passages: POST {address}/search; "
-                "also /health, /metrics and /docs; Ctrl-C ends it"
-            )
-            ray_service.wait_for_the_end(told, host, token, console.say)
+        told = (
+            f"{retrieval.kind} over {len(corpus):,} passages: POST {{address}}/search; "
+            "also /health, /metrics and /docs; Ctrl-C ends it"
+        )
+        ray_service.serve_until_a_signal(app, _NAME, host, port, told, token, console.say)
 
 
 def _served(recipe: Recipe) -> Any:

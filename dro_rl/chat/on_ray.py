@@ -81,7 +81,6 @@ def serve_on_ray(service: Service, told: str, console: Console) -> None:
         replica = ChatReplica.options(ray_actor_options={"num_gpus": gpus})
         app = replica.bind(service)
         limit = service.timeout + _LONGER
-        with ray_service.running(app, "chat", service.host, service.port, limit) as address:
-            ray_service.wait_for_the_end(
-                told.format(address=address), service.host, service.token, console.say
-            )
+        ray_service.serve_until_a_signal(
+            app, "chat", service.host, service.port, told, service.token, console.say, limit
+        )

@@ -6,7 +6,10 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -14,7 +17,7 @@ from rich.console import Console as RichConsole
 
 from dro_rl.chat.service import serve_run
 from dro_rl.comparison.runs import Run, read_result
-from dro_rl.comparison.tables import headline
+from dro_rl.comparison.tables import headline, paired_table
 from dro_rl.errors import UserError
 from dro_rl.export import export_run
 from dro_rl.inference import evaluate_run
@@ -229,3 +232,17 @@ def test_a_reward_that_needs_a_generator_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="generator: none, and rewards/f1.py needs a generator's"):
         train(recipe(folder, tmp_path / "run", reward="rewards/f1.py"), quiet()[0])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_figure_that_questions_do_not_have_is_left_out_of_a_comparison(run):
+    """Unlabelled questions have no gold recall, and there is no difference to tell."""
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    results = [read_result(Run(arm, 0, recipe, run)) for arm in ("dro", "maxrl")]
+    bare = [
+        replace(r, questions={k: {**q, "gold_recall": None} for k, q in r.questions.items()})
+        for r in results
+    ]
+    arms = [SimpleNamespace(name=r.arm) for r in results]
+    comparison: Any = SimpleNamespace(arms=arms, seeds=[0])
+    (row,) = paired_table(comparison, bare).rows
+    assert row[:3] == ("maxrl - dro", "1", "-") and row[3].startswith("+0.0")
