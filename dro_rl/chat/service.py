@@ -72,7 +72,8 @@ def _serve_here(service: Service, told: str, console: Console) -> None:
     app = make_app(
         service.name, answering.one, service.token, service.timeout, lambda: answering.fault
     )
-    console.say(told.format(address=address_of(service.host, listening.getsockname()[1])))
+    address = address_of(service.host, listening.getsockname()[1])
+    console.say(told.replace("{address}", address))
     warn_if_open(service.host, service.token, console.say)
     config = uvicorn.Config(app, log_level="warning", limit_concurrency=_CONNECTIONS)
     uvicorn.Server(config).run(sockets=[listening])
