@@ -68,7 +68,8 @@ class Frozen:
 
 def _digest(body: nn.Module, plain: Any) -> str:
     """Stands for what the vectors depend on."""
-    modules = [(type(module).__name__, module.get_config_dict()) for module in body.children()]
+    parts: list[Any] = list(body.children())
+    modules = [(type(part).__name__, part.get_config_dict()) for part in parts]
     read = (plain.max_seq_length, plain.prompts, modules, _tokenizer(plain.tokenizer))
     content = hashlib.blake2b(repr(read).encode())
     for name, tensor in body.state_dict().items():
