@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from contextlib import nullcontext
 from io import StringIO
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
@@ -16,7 +18,7 @@ from rich.console import Console as RichConsole
 from dro_rl import retriever_server
 from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
-from dro_rl.ray_service import check_address, running
+from dro_rl.ray_service import check_address, serve_until_a_signal
 from dro_rl.retrieval.bm25 import Bm25Retriever
 from dro_rl.retrieval_sections import Bm25Retrieval
 from dro_rl.retriever_server import SearchRequest, read_request, serve_forever
@@ -96,10 +98,21 @@ def told(monkeypatch):
     return calls
 
 
-def test_what_was_started_ends_whatever_happens(told, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), running(None, "r", "::1", 81) as address:  # type: ignore[arg-type]
-        assert address == "http://[::1]:81"
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_started_ends_with_a_signal(told, number):
+    app: Any = None
+    said = list[str]()
+
+    def say(text: str) -> None:
+        said.append(text)
+        signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        serve_until_a_signal(app, "r", "::1", 81, "at {address}", "token", say)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said == ["at http://[::1]:81"]
     assert told == ["start", "run", "shutdown"]
 
 
