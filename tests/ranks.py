@@ -6,7 +6,7 @@ import pickle
 import random
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,12 +141,15 @@ def on_ranks(size: int, folder: Path, saved: Path, earlier: Path | None) -> list
 
 
 def _addresses(count: int) -> list[str]:
-    """Where one group after another may meet."""
-    with ExitStack() as stack:
-        bound = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in bound:
-            one.bind(("127.0.0.1", 0))
-        return [f"tcp://127.0.0.1:{one.getsockname()[1]}" for one in bound]
+    """Where one group after another may meet: ports that are free, and that the system gives to
+    nobody who asks for any, for they have to be free minutes later."""
+    draw, found = random.Random(), list[str]()
+    while len(set(found)) < count:
+        port = draw.randrange(12000, 30000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(f"tcp://127.0.0.1:{port}")
+    return list(dict.fromkeys(found))
 
 
 def _run(
