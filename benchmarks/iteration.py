@@ -44,7 +44,7 @@ import torch  # noqa: E402
 from benchmarks.shapes import device_of  # noqa: E402
 from benchmarks.sides import Ours, Peer, possible  # noqa: E402
 from benchmarks.world import made_up_rollouts, make_example, make_recipe  # noqa: E402
-from dro_rl.policy import likelihood  # noqa: E402
+from dro_rl.policy import forward  # noqa: E402
 from dro_rl.questions import load_questions, questions_of  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.recipe_file import load_recipe  # noqa: E402
@@ -74,7 +74,7 @@ def account(ours: Ours) -> dict[str, float]:
     places = [
         ("vLLM", ours.worker._engine._llm, "generate"),  # pyright: ignore
         ("forward", ours.service.model, "forward"),
-        ("forward", likelihood._Forward, "log_likelihoods"),
+        ("forward", forward.Forward, "log_likelihoods"),
         ("backward", torch.Tensor, "backward"),
         ("optimiser", torch.nn.utils, "clip_grad_norm_"),
     ]

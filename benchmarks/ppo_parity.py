@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", message="TRL currently supports vLLM", categor
 from benchmarks.trl_parity import LEVELS, Weights, _moved, _weights  # noqa: E402
 from dro_rl.algorithms import Group, weigh  # noqa: E402
 from dro_rl.learner import Learner  # noqa: E402
-from dro_rl.policy.likelihood import Completion  # noqa: E402
+from dro_rl.policy.completion import Completion  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.records import Rollout, Selection, WeightedRollout  # noqa: E402
 from tests.tiny import make_example, make_recipe  # noqa: E402

@@ -49,7 +49,8 @@ from benchmarks.shapes import (  # noqa: E402
     padded_flops,
     random_ids,
 )
-from dro_rl.policy.likelihood import Completion, Likelihood  # noqa: E402
+from dro_rl.policy.completion import Completion  # noqa: E402
+from dro_rl.policy.likelihood import Likelihood  # noqa: E402
 from tests.models import make_tokenizer  # noqa: E402
 
 NEW = 20

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.completion import Completion
 from dro_rl.policy.trie import pack
 
 

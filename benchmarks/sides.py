@@ -12,7 +12,7 @@ from benchmarks.shapes import packed_flops, padded, padded_flops
 from dro_rl.algorithms import Group, weigh
 from dro_rl.learner import Learner
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.completion import Completion
 from dro_rl.policy.targets import answer_target
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example, Rollout, WeightedRollout

@@ -51,7 +51,9 @@ class EncoderSelector(Section):
     lora: ClassVar[None] = None
 
 
-def check_encoder(algorithm: str, decoding: str, truncates: bool, shares_base: bool) -> None:
+def check_encoder_settings(
+    algorithm: str, decoding: str, truncates: bool, shares_base: bool
+) -> None:
     """Refuse settings that are of selectors that are causal LMs.
 
     Args:

@@ -17,7 +17,7 @@ from dro_rl import learner_state
 from dro_rl.objective import Evaluated, Objective
 from dro_rl.passes import Question
 from dro_rl.policy import causal_lm, sharding
-from dro_rl.policy.likelihood import AnyCompletion, Completion
+from dro_rl.policy.completion import AnyCompletion, Completion
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
 from dro_rl.policy_sections import PolicySection

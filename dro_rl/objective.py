@@ -21,8 +21,9 @@ from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
 from dro_rl.passes import Passes, Question
 from dro_rl.policy import causal_lm, sharding
+from dro_rl.policy.completion import AnyCompletion, AnyLikelihood, Completion
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy.likelihood import AnyCompletion, AnyLikelihood, Completion, Likelihood
+from dro_rl.policy.likelihood import Likelihood
 from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
 from dro_rl.policy_sections import PolicySection
 from dro_rl.ranks import ALONE, Ranks

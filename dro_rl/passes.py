@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 
 from dro_rl.errors import UserError
-from dro_rl.policy.likelihood import AnyCompletion, AnyLikelihood, batches
+from dro_rl.policy.completion import AnyCompletion, AnyLikelihood
+from dro_rl.policy.likelihood import batches
 from dro_rl.policy.memory import is_out_of_memory
 from dro_rl.ranks import Ranks, shares
 

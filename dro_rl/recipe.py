@@ -12,7 +12,7 @@ from pydantic import (
 
 from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
 from dro_rl.data_sections import Data, FactsData
-from dro_rl.encoder_section import EncoderSelector, check_encoder
+from dro_rl.encoder_section import EncoderSelector, check_encoder_settings
 from dro_rl.policy_sections import (
     AnyPolicy,
     GeneratorSection,
@@ -120,7 +120,9 @@ class Recipe(Section):
             raise ValueError("algorithm.tau: per_token needs generator.answers: first")
         if isinstance(self.selector, EncoderSelector):
             truncates = self.rollout.top_p < 1 or self.rollout.top_k > 0
-            check_encoder(self.algorithm.kind, self.rollout.decoding, truncates, self.shares_base)
+            check_encoder_settings(
+                self.algorithm.kind, self.rollout.decoding, truncates, self.shares_base
+            )
         if self.generator.is_none and "generator" in self.algorithm.train:
             raise ValueError(
                 "generator: none leaves nothing to train there: set algorithm.train: [selector]"

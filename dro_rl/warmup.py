@@ -24,7 +24,7 @@ from dro_rl.errors import UserError
 from dro_rl.evaluation import answer_recall
 from dro_rl.learner import Learner
 from dro_rl.policy.causal_lm import prompt_writer
-from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.completion import Completion
 from dro_rl.policy.scratch import make_scratch
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.prompts import PromptWriter, write_selection

@@ -31,7 +31,7 @@ _HEAP = {"cpu": 1.4, "gpu": 1.0}
 
 _FLOAT32 = 4
 _FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # with scales of 64 weights, and of 256 scales
-_CHUNK = 2**24  # logits made at a time, see dro_rl.policy.likelihood
+_CHUNK = 2**24  # logits made at a time, see dro_rl.policy.forward
 _COPIES_OF_LOGITS = 4  # float32: logits, log-probabilities, the gradients of both
 
 

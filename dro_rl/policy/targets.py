@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dro_rl.policy.likelihood import AnyCompletion, AnyLikelihood, Completion
+from dro_rl.policy.completion import AnyCompletion, AnyLikelihood, Completion
 from dro_rl.prompts import PromptWriter
 from dro_rl.records import Example, TokenTargets
 

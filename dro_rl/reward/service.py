@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import AnyLikelihood, Completion, Likelihood, batches
+from dro_rl.policy.completion import AnyLikelihood, Completion
+from dro_rl.policy.likelihood import Likelihood, batches
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe

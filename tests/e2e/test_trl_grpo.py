@@ -84,7 +84,7 @@ def test_selections_are_those_of_our_prompts_and_rewards(told):
     """Two questions' prompts agree with the worker's token for token, or the log-probabilities
     that TRL gave their selections would not be our model's."""
     from dro_rl.learner import Learner
-    from dro_rl.policy.likelihood import Completion
+    from dro_rl.policy.completion import Completion
     from dro_rl.questions import load_questions, questions_of
     from dro_rl.recipe_file import load_recipe, localise
     from dro_rl.tracking.console import Console

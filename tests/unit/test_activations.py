@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dro_rl.estimate import footprint
 from dro_rl.estimate.shape import Shape
 from dro_rl.policy import causal_lm
-from dro_rl.policy.likelihood import Completion, Likelihood
+from dro_rl.policy.completion import Completion
+from dro_rl.policy.likelihood import Likelihood
 from dro_rl.recipe import Recipe
 from tests.made_recipes import recipe_of
 

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from dro_rl.errors import UserError
-from dro_rl.policy import attention
-from dro_rl.policy import likelihood as module
-from dro_rl.policy.likelihood import Completion, Likelihood, batches
+from dro_rl.policy import attention, forward
+from dro_rl.policy.completion import Completion
+from dro_rl.policy.likelihood import Likelihood, batches
 from dro_rl.policy.targets import Target, target_log_likelihoods
 from tests.models import make_llama
 
@@ -216,7 +216,7 @@ def test_chunks_of_logits_change_nothing(monkeypatch):
     completions = selector_like(random.Random(4))
     likelihood = Likelihood(make_model(PLAIN["llama"]))
     wanted = loss_and_gradient(likelihood, completions)
-    monkeypatch.setattr(module, "_CHUNK", 400 * 7)  # seven places at a time
+    monkeypatch.setattr(forward, "CHUNK", 400 * 7)  # seven places at a time
     assert_same(loss_and_gradient(likelihood, completions), wanted)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from dro_rl.cluster import LocalTeam
 from dro_rl.errors import UserError
 from dro_rl.passes import Passes, Question
-from dro_rl.policy.likelihood import Completion
+from dro_rl.policy.completion import Completion
 from dro_rl.rank_team import RankTeam
 from dro_rl.ranks import shares
 from dro_rl.supervision import WorkerLost
