@@ -48,8 +48,8 @@ from dro_rl.questions import load_questions, with_candidates  # noqa: E402
 from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.recipe_file import load_recipe  # noqa: E402
 from dro_rl.records import Example  # noqa: E402
-from dro_rl.retrieval_sections import Bm25Retrieval  # noqa: E402
 from dro_rl.rollout.encoder_worker import EncoderWorker  # noqa: E402
+from dro_rl.sections.retrieval import Bm25Retrieval  # noqa: E402
 from dro_rl.tracking.console import Console  # noqa: E402
 from dro_rl.trainer import train  # noqa: E402
 from dro_rl.warmup import warm_up  # noqa: E402

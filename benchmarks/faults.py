@@ -35,7 +35,7 @@ from benchmarks.timing import RESULTS, prepare, table, write_results  # noqa: E4
 
 prepare()
 
-import dro_rl.cluster  # noqa: E402
+import dro_rl.cluster.processes  # noqa: E402
 from tests.faults import (  # noqa: E402
     FOLDER,
     SIZE,
@@ -214,7 +214,7 @@ def main() -> None:
         planted = Path(scratch) / "planted"
         planted.mkdir()
         os.environ[FOLDER] = str(planted)
-        dro_rl.cluster.Host = MortalHost
+        dro_rl.cluster.processes.Host = MortalHost
         bench = Bench(Path(scratch))
         try:
             for name in named or everything:

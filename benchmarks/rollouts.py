@@ -33,13 +33,13 @@ prepare()
 import torch  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
-from dro_rl.policy_sections import PolicySection  # noqa: E402
-from dro_rl.process_sections import RolloutSection  # noqa: E402
 from dro_rl.questions import load_questions, questions_of  # noqa: E402
 from dro_rl.recipe_file import load_recipe  # noqa: E402
 from dro_rl.rollout.transformers_engine import TransformersEngine  # noqa: E402
 from dro_rl.rollout.vllm_engine import SamplingParams, VllmEngine  # noqa: E402
 from dro_rl.rollout.worker import RolloutWorker  # noqa: E402
+from dro_rl.sections.policy import PolicySection  # noqa: E402
+from dro_rl.sections.process import RolloutSection  # noqa: E402
 from dro_rl.tracking.console import Console  # noqa: E402
 from tests.models import make_llama, make_tokenizer  # noqa: E402
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dro_rl.libraries import quiet_libraries
-from dro_rl.process_sections import RolloutSection
 from dro_rl.rollout.environment import engine_environment, has_gpu
+from dro_rl.sections.process import RolloutSection
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TURNS = 5

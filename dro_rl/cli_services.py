@@ -115,6 +115,6 @@ def serve_reward(
     """Serve a reward over HTTP, for `reward: http://HOST:PORT/score`; DRO_RL_TOKEN guards it."""
     from dro_rl.reward import load_reward
     from dro_rl.reward.server import serve
-    from dro_rl.reward_sections import read_reward
+    from dro_rl.sections.reward import read_reward
 
     serve(load_reward(read_reward(reward)), host, port, lambda text: print(text, flush=True))

@@ -13,13 +13,13 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from dro_rl.data import load_examples, overlaps
-from dro_rl.data_sections import FileData
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.evaluation import answer_recall, normalise_answer
 from dro_rl.jsonlines import located
 from dro_rl.prompts import PromptWriter
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
+from dro_rl.sections.data import FileData
+from dro_rl.sections.encoder import EncoderSelector
 from dro_rl.tracking.console import Console
 
 SHOWN = 3  # examples

@@ -160,7 +160,7 @@ def _room() -> Iterator[Finding]:
 
 def _late_interaction() -> Iterator[Finding]:
     from dro_rl.retrieval.environments import find_python
-    from dro_rl.retrieval_sections import Colbert, Pylate
+    from dro_rl.sections.retrieval import Colbert, Pylate
 
     sections = {"colbert": ("RAGatouille", Colbert), "pylate": ("PyLate", Pylate)}
     for kind, (name, section) in sections.items():

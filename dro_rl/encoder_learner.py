@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.learner import Learner
 from dro_rl.objective import Objective
 from dro_rl.policy.encoder_files import load_encoder
@@ -17,6 +16,7 @@ from dro_rl.policy.picks import Picks
 from dro_rl.policy.weights import pack
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout
+from dro_rl.sections.encoder import EncoderSelector
 
 
 class EncoderObjective(Objective):

@@ -13,12 +13,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.policy.picks import Picks
 from dro_rl.policy.targets import Target
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example
+from dro_rl.sections.encoder import EncoderSelector
 
 
 def drawing(

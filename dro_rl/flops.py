@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.model_folders import local_model
 from dro_rl.policy.causal_lm import resolve_model
+from dro_rl.sections.encoder import EncoderSelector
 
 
 @dataclass(frozen=True, slots=True)

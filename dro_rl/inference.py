@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dro_rl.checkpoint import policies_of
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.data import Split, load_examples, overlaps, read_file
-from dro_rl.data_sections import FactsData, HotpotData, JsonlData
 from dro_rl.errors import UserError
 from dro_rl.evaluator import evaluate
 from dro_rl.pipeline import load_pipeline
@@ -18,6 +17,7 @@ from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_documents
+from dro_rl.sections.data import FactsData, HotpotData, JsonlData
 from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory

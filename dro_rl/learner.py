@@ -20,12 +20,12 @@ from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.completion import AnyCompletion, Completion
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
-from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import write_selection
 from dro_rl.ranks import Place, Ranks
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward, load_reward
+from dro_rl.sections.policy import PolicySection
 from dro_rl.step_totals import StepMetrics, Totals
 
 T = TypeVar("T")

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dro_rl.algorithm_sections import GrpoAlgorithm, PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
 from dro_rl.passes import Passes, Question
@@ -25,12 +24,13 @@ from dro_rl.policy.completion import AnyCompletion, AnyLikelihood, Completion
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.likelihood import Likelihood
 from dro_rl.policy.targets import Target, answer_target, target_log_likelihoods
-from dro_rl.policy_sections import PolicySection
 from dro_rl.ranks import ALONE, Ranks
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.reward.scoring import answer_tokens, by_documents, document_lists, score_group
+from dro_rl.sections.algorithm import GrpoAlgorithm, PpoAlgorithm
+from dro_rl.sections.policy import PolicySection
 
 T = TypeVar("T")
 

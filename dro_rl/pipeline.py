@@ -11,7 +11,6 @@ from types import TracebackType
 
 from dro_rl.checkpoint import policies_of
 from dro_rl.data import load_examples
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.normalise import normalise_question
 from dro_rl.policy.causal_lm import prompt_writer
@@ -23,9 +22,10 @@ from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Document, Example
 from dro_rl.remote import NoReply
 from dro_rl.retrieval import Retriever, open_retriever, with_ranking
-from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, HttpRetrieval
 from dro_rl.rollout.encoder_worker import EncoderWorker, worker_class
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.sections.encoder import EncoderSelector
+from dro_rl.sections.retrieval import Bm25Retrieval, CorpusSection, HttpRetrieval
 from dro_rl.tracking.run_directory import RunDirectory
 
 Say = Callable[[str], object]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dro_rl.data import Split, load_examples
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.policy import four_bit
 from dro_rl.policy.causal_lm import prompt_writer
@@ -16,6 +15,7 @@ from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
+from dro_rl.sections.encoder import EncoderSelector
 from dro_rl.tracking.console import Advance, Console
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dro_rl.policy import causal_lm, sharding
-from dro_rl.policy_sections import PolicySection
+from dro_rl.sections.policy import PolicySection
 
 T = TypeVar("T")
 

@@ -10,10 +10,11 @@ from pydantic import (
     model_validator,
 )
 
-from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, IndependentAlgorithm
-from dro_rl.data_sections import Data, FactsData
-from dro_rl.encoder_section import EncoderSelector, check_encoder_settings
-from dro_rl.policy_sections import (
+from dro_rl.sections.algorithm import Algorithm, DroAlgorithm, IndependentAlgorithm
+from dro_rl.sections.base import MAY_CHANGE, POLICIES, PolicyName, Section
+from dro_rl.sections.data import Data, FactsData
+from dro_rl.sections.encoder import EncoderSelector, check_encoder_settings
+from dro_rl.sections.policy import (
     AnyPolicy,
     GeneratorSection,
     NoGenerator,
@@ -23,11 +24,10 @@ from dro_rl.policy_sections import (
     check_shared_base,
     with_shared_base,
 )
-from dro_rl.process_sections import ClusterSection, RolloutSection
-from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval, Retrieval
-from dro_rl.reward_sections import RewardChoice, RewardSection, written_out
-from dro_rl.sections import MAY_CHANGE, POLICIES, PolicyName, Section
-from dro_rl.training_sections import (
+from dro_rl.sections.process import ClusterSection, RolloutSection
+from dro_rl.sections.retrieval import Bm25Retrieval, GivenRetrieval, Retrieval
+from dro_rl.sections.reward import RewardChoice, RewardSection, written_out
+from dro_rl.sections.training import (
     EvaluationSection,
     TrackingSection,
     TrainingSection,

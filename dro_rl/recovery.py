@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dro_rl import checkpoint
+from dro_rl.cluster.ray_results import WorkerLost
 from dro_rl.errors import UserError
 from dro_rl.passes import PassTooLarge
-from dro_rl.ray_results import WorkerLost
 from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory

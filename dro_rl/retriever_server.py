@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ray import serve
 
 from dro_rl import ray_service
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.data import load_examples
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe, located
@@ -30,7 +30,7 @@ from dro_rl.recipe import Recipe
 from dro_rl.records import Example
 from dro_rl.remote import bearer_token
 from dro_rl.retrieval import Corpus, Ranking, make_retriever, open_retriever
-from dro_rl.retrieval_sections import Bm25Retrieval, CorpusSection, Searching
+from dro_rl.sections.retrieval import Bm25Retrieval, CorpusSection, Searching
 from dro_rl.tracking.console import Console
 
 _NAME = "retriever"

@@ -18,9 +18,9 @@ from dro_rl.reward import Reward, load_reward
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.scoring import Documents, outcomes_of
 from dro_rl.reward.service import RewardService
-from dro_rl.reward_sections import in_words
 from dro_rl.rollout.encoder_worker import worker_class
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.sections.reward import in_words
 from dro_rl.tracking.console import Console
 
 

@@ -17,12 +17,12 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from dro_rl.cluster import Cluster, Done, Team
+from dro_rl.cluster.processes import Cluster, Done, Team
+from dro_rl.cluster.supervision import Check
 from dro_rl.hardware import Device, Memory
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
-from dro_rl.reward_sections import in_words
 from dro_rl.rollout.environment import engine_environment
-from dro_rl.supervision import Check
+from dro_rl.sections.reward import in_words
 
 
 class Part:

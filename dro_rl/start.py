@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 from dro_rl import checkpoint
-from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.data import Split
 from dro_rl.errors import UserError
 from dro_rl.questions import check_prompts, iteration_size, load_questions
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.reward import Reward, load_reward
-from dro_rl.reward_sections import in_words
+from dro_rl.sections.algorithm import DroAlgorithm
+from dro_rl.sections.reward import in_words
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.tracking.trackers import check_trackers

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.algorithms import Group
 from dro_rl.algorithms.dro import effective_sample_size, importance_weights
 from dro_rl.errors import UserError
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import ScoredRollout, WeightedRollout
 from dro_rl.reward.scoring import by_documents
+from dro_rl.sections.algorithm import DroAlgorithm
 from dro_rl.step_totals import StepMetrics
 
 

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from dro_rl.cluster import Cluster, Team
+from dro_rl.cluster.processes import Cluster, Team
+from dro_rl.cluster.rank_team import RankTeam
 from dro_rl.encoder_learner import learner_class
 from dro_rl.errors import UserError
-from dro_rl.rank_team import RankTeam
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward import Need
 from dro_rl.reward.cache import Cache, New
 from dro_rl.reward.service import RewardService
-from dro_rl.reward_sections import in_words
 from dro_rl.rollout.encoder_worker import worker_class
 from dro_rl.rollout.engine import Usage
+from dro_rl.sections.reward import in_words
 from dro_rl.shared_base import apart, start_shared
 from dro_rl.tracking.console import Advance, Console
 

@@ -9,10 +9,9 @@ from itertools import zip_longest
 from typing import Any
 
 from dro_rl import checkpoint
-from dro_rl.algorithm_sections import PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
 from dro_rl.at_work import alone
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.data import Split
 from dro_rl.ending import says_how_to_go_on
 from dro_rl.errors import UserError
@@ -25,6 +24,7 @@ from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.recovery import keep_going
 from dro_rl.reward import Reward
 from dro_rl.saving import Saving
+from dro_rl.sections.algorithm import PpoAlgorithm
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
 from dro_rl.step_metrics import (
     iteration_metrics,

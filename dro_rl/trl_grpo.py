@@ -18,7 +18,7 @@ import tempfile
 
 from dro_rl import checkpoint
 from dro_rl.at_work import alone
-from dro_rl.cluster import LocalTeam, open_cluster
+from dro_rl.cluster.processes import LocalTeam, open_cluster
 from dro_rl.ending import says_how_to_go_on
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
-from dro_rl.algorithm_sections import TrlGrpoAlgorithm
 from dro_rl.algorithms import Group
 from dro_rl.learner import Learner
 from dro_rl.progress import Progress
@@ -29,6 +28,7 @@ from dro_rl.prompts import read_selection
 from dro_rl.questions import iteration_size, questions_of, seed_of
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
+from dro_rl.sections.algorithm import TrlGrpoAlgorithm
 from dro_rl.start import steps_per_iteration
 from dro_rl.step_metrics import rollout_metrics, tell_unrewarded
 from dro_rl.timeline import sampled_tokens

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dro_rl import hardware
-from dro_rl.cluster import Team
-from dro_rl.encoder_section import EncoderSelector
+from dro_rl.cluster.processes import Team
 from dro_rl.flops import ModelSize, encoder_size, model_size
 from dro_rl.hardware import Memory
-from dro_rl.policy_sections import AnyPolicy
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import ScoredRollout, WeightedRollout
 from dro_rl.reward.scoring import by_documents
+from dro_rl.sections.encoder import EncoderSelector
+from dro_rl.sections.policy import AnyPolicy
 from dro_rl.teams import Teams
 
 

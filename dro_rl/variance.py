@@ -19,10 +19,9 @@ import torch
 from rich.console import Console as RichConsole
 
 from dro_rl import checkpoint
-from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, ReinforceAlgorithm, RlooAlgorithm
 from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.dro import importance_weights
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.policy.targets import Target
@@ -30,6 +29,7 @@ from dro_rl.questions import load_questions, seed_of
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example, ScoredRollout
 from dro_rl.reward import load_reward
+from dro_rl.sections.algorithm import Algorithm, DroAlgorithm, ReinforceAlgorithm, RlooAlgorithm
 from dro_rl.teams import Teams, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory, write_text

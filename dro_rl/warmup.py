@@ -15,11 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dro_rl import encoder_warmup
-from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.data import Split
-from dro_rl.data_sections import FactsData
 from dro_rl.encoder_learner import learner_class
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.evaluation import answer_recall
 from dro_rl.learner import Learner
@@ -31,6 +28,9 @@ from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.questions import load_questions
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example
+from dro_rl.sections.algorithm import DroAlgorithm
+from dro_rl.sections.data import FactsData
+from dro_rl.sections.encoder import EncoderSelector
 from dro_rl.step_metrics import tell_bad_steps
 from dro_rl.step_totals import StepMetrics
 from dro_rl.tracking.console import Console

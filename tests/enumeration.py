@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dro_rl.algorithm_sections import Algorithm, GrpoAlgorithm
 from dro_rl.algorithms import Coefficients, Group, weigh
 from dro_rl.learner import Learner
 from dro_rl.records import Rollout
 from dro_rl.reward.service import RewardService
+from dro_rl.sections.algorithm import Algorithm, GrpoAlgorithm
 from tests.tiny import (
     all_selections,
     as_sampled,

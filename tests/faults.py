@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 
-from dro_rl.cluster import LocalTeam
-from dro_rl.host import Host
-from dro_rl.ray_results import WorkerLost
+from dro_rl.cluster.host import Host
+from dro_rl.cluster.processes import LocalTeam
+from dro_rl.cluster.ray_results import WorkerLost
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.tracking.console import Console
 

@@ -25,21 +25,21 @@ from pydantic import TypeAdapter
 from dro_rl import checkpoint, durable, remote
 from dro_rl.comparison.spec import load_comparison
 from dro_rl.data import read_file
-from dro_rl.data_sections import Data
 from dro_rl.errors import UserError
 from dro_rl.estimate import in_words
 from dro_rl.policy.causal_lm import load_model, prompt_writer
-from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import read_selection, write_selection
 from dro_rl.recipe_file import load_recipe, localise, make_recipe
 from dro_rl.records import Document, Example, Outcome
 from dro_rl.retrieval.http import ask
 from dro_rl.retrieval.passages import read_passages
-from dro_rl.retrieval_sections import HttpRetrieval
 from dro_rl.reward import load_reward
 from dro_rl.reward.checks import usable_scores
 from dro_rl.reward.remote import RemoteReward
 from dro_rl.reward.server import make_app
+from dro_rl.sections.data import Data
+from dro_rl.sections.policy import PolicySection
+from dro_rl.sections.retrieval import HttpRetrieval
 from dro_rl.tracking.report import write_report
 from dro_rl.tracking.run_directory import RunDirectory
 from tests.made_runs import make_run, question
@@ -385,7 +385,7 @@ def _answering(status: int, content: bytes) -> Iterator[None]:
 
 @cache
 def _judge() -> Any:
-    from dro_rl.reward_sections import RewardSection
+    from dro_rl.sections.reward import RewardSection
 
     section = {"use": "rewards/utility_judge.py", "url": _URL, "model": "m", "attempts": 1}
     return load_reward(RewardSection.model_validate(section))

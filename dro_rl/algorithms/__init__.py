@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dro_rl.algorithm_sections import Algorithm, PpoAlgorithm, ReinforceAlgorithm
 from dro_rl.algorithms import dro, grpo, independent, maxrl, ppo, reinforce, rloo
 from dro_rl.algorithms.group import Coefficients, Group
+from dro_rl.sections.algorithm import Algorithm, PpoAlgorithm, ReinforceAlgorithm
 
 __all__ = ["Coefficients", "Group", "weigh"]
 

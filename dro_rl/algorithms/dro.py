@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dro_rl.algorithm_sections import DroAlgorithm
 from dro_rl.algorithms.group import Coefficients, Group
+from dro_rl.sections.algorithm import DroAlgorithm
 
 
 def importance_weights(

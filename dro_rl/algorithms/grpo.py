@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import statistics
 
-from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.algorithms.group import Coefficients, Group, expected_reward, shifted
+from dro_rl.sections.algorithm import GrpoAlgorithm
 
 EPSILON = 1e-4  # TRL's; keeps a group of equal rewards at 0 instead of 0/0
 

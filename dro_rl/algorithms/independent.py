@@ -14,9 +14,9 @@ w_k = p~_k p_g(y|x,d_k) / p(y|x), the gradient of log p(y|x) is
 
 from __future__ import annotations
 
-from dro_rl.algorithm_sections import IndependentAlgorithm
 from dro_rl.algorithms.dro import importance_weights
 from dro_rl.algorithms.group import Coefficients, Group
+from dro_rl.sections.algorithm import IndependentAlgorithm
 
 
 def coefficients(algorithm: IndependentAlgorithm, group: Group) -> Coefficients:

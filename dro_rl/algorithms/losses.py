@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dro_rl.algorithm_sections import Algorithm, GrpoAlgorithm, PpoAlgorithm
+from dro_rl.sections.algorithm import Algorithm, GrpoAlgorithm, PpoAlgorithm
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dro_rl.algorithm_sections import MaxrlAlgorithm
 from dro_rl.algorithms.group import Coefficients, Group
+from dro_rl.sections.algorithm import MaxrlAlgorithm
 
 
 def coefficients(algorithm: MaxrlAlgorithm, group: Group) -> Coefficients:

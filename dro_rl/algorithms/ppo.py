@@ -17,9 +17,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dro_rl.algorithm_sections import PpoAlgorithm
 from dro_rl.algorithms.group import Coefficients, Group
 from dro_rl.records import TokenTargets
+from dro_rl.sections.algorithm import PpoAlgorithm
 
 
 def coefficients(algorithm: PpoAlgorithm, group: Group) -> Coefficients:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from dro_rl.algorithm_sections import ReinforceAlgorithm
 from dro_rl.algorithms.group import Coefficients, Group
+from dro_rl.sections.algorithm import ReinforceAlgorithm
 
 
 def coefficients(algorithm: ReinforceAlgorithm, group: Group, baseline: float) -> Coefficients:

@@ -7,8 +7,8 @@ the gradient is that of E[r] without bias. The loss is the clipped ratio of whol
 
 from __future__ import annotations
 
-from dro_rl.algorithm_sections import RlooAlgorithm
 from dro_rl.algorithms.group import Coefficients, Group, expected_reward, shifted
+from dro_rl.sections.algorithm import RlooAlgorithm
 
 
 def coefficients(algorithm: RlooAlgorithm, group: Group) -> Coefficients:

@@ -11,7 +11,7 @@ from ray import serve
 from dro_rl import ray_service
 from dro_rl.chat.answering import Answering, Service
 from dro_rl.chat.app import make_app
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.tracking.console import Console
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from dro_rl.chat.answering import Answering, Service
 from dro_rl.checkpoint import policies_of
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
 from dro_rl.listening import address_of, listen, warn_if_open
 from dro_rl.recipe import Recipe
 from dro_rl.remote import bearer_token
-from dro_rl.retrieval_sections import CorpusSection
 from dro_rl.rollout.environment import has_gpu
+from dro_rl.sections.encoder import EncoderSelector
+from dro_rl.sections.retrieval import CorpusSection
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 

@@ -16,8 +16,8 @@ from dro_rl.data import (
 )
 from dro_rl.data.load import Layout, load, read_examples
 from dro_rl.data.split import Split, overlaps
-from dro_rl.data_sections import Data, FactsData, FileData
 from dro_rl.records import Example
+from dro_rl.sections.data import Data, FactsData, FileData
 
 __all__ = ["Split", "load_examples", "overlaps", "read_file"]
 

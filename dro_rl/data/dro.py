@@ -24,8 +24,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dro_rl.data.load import Layout, Text
-from dro_rl.data_sections import DroData
 from dro_rl.records import Document, Example
+from dro_rl.sections.data import DroData
 
 _PASSAGE = re.compile(r"\s*Title:(?P<title>.*?)(?:\.?\s*Content:|\s+Text:)(?P<text>.*)", re.DOTALL)
 _WITH_YES_AND_NO = ("hotpotqa", "wikimultihop")  # the names that prepare.py gives

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from dro_rl.data.load import Layout, Text
-from dro_rl.data_sections import HotpotData
 from dro_rl.records import Document, Example
+from dro_rl.sections.data import HotpotData
 
 
 def _pairs(value: Any) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dro_rl.data.files import MadeUpId, Record
-from dro_rl.data_sections import HubData
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
+from dro_rl.sections.data import HubData
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from dro_rl.data.load import Layout, Text
-from dro_rl.data_sections import JsonlData
 from dro_rl.records import Document, Example, Metric
+from dro_rl.sections.data import JsonlData
 
 
 class _Record(BaseModel):

@@ -13,11 +13,11 @@ from pydantic import AfterValidator, ValidationError
 from dro_rl.data.files import Record, read_records
 from dro_rl.data.hub import HUB_NAME, read_hub
 from dro_rl.data.split import Split, check_disjoint, hold_out
-from dro_rl.data_sections import FileData, HubData
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe, located
 from dro_rl.normalise import normalise_answer
 from dro_rl.records import Example
+from dro_rl.sections.data import FileData, HubData
 
 
 def _not_blank(text: str) -> str:

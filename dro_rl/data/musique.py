@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from dro_rl.data.hub import listed
 from dro_rl.data.load import Layout, Text
-from dro_rl.data_sections import MusiqueData
 from dro_rl.records import Document, Example
+from dro_rl.sections.data import MusiqueData
 
 
 class _Paragraph(BaseModel):

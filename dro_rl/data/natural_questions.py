@@ -24,8 +24,8 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from dro_rl.data.load import Layout, Text
-from dro_rl.data_sections import NaturalQuestionsData
 from dro_rl.records import Document, Example
+from dro_rl.sections.data import NaturalQuestionsData
 
 
 class _Passage(BaseModel):

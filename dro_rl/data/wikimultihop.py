@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict
 
 from dro_rl.data.hotpotqa import HotpotQuestion
 from dro_rl.data.load import Layout
-from dro_rl.data_sections import WikimultihopData
 from dro_rl.jsonlines import read_lines
 from dro_rl.records import Example
+from dro_rl.sections.data import WikimultihopData
 
 Aliases = Mapping[str, tuple[str, ...]]  # of an entity, by its Wikidata id
 

@@ -26,8 +26,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from dro_rl.data.files import MadeUpId
 from dro_rl.data.hub import listed
 from dro_rl.data.load import Layout, Text
-from dro_rl.data_sections import WizardData
 from dro_rl.records import Document, Example
+from dro_rl.sections.data import WizardData
 
 _NOTHING = "no_passages_used"  # as a checked sentence
 

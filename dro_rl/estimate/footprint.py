@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.estimate.passes import Pass, largest
 from dro_rl.estimate.shape import Shape
-from dro_rl.policy_sections import PolicySection
 from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.sections.algorithm import GrpoAlgorithm
+from dro_rl.sections.policy import PolicySection
 
 GIB = 2**30
 PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")

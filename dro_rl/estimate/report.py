@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.estimate import footprint
 from dro_rl.estimate.footprint import PARTS, Footprint
 from dro_rl.estimate.gpus import verdicts
 from dro_rl.estimate.passes import largest
 from dro_rl.estimate.shape import Shape, shape_of
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
-from dro_rl.reward_sections import in_words as reward_in_words
+from dro_rl.sections.encoder import EncoderSelector
+from dro_rl.sections.reward import in_words as reward_in_words
 
 
 def in_words(recipe: Recipe) -> list[str]:

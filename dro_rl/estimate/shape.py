@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dro_rl.policy_sections import Lora, PolicySection, Scratch
+from dro_rl.sections.policy import Lora, PolicySection, Scratch
 
 _BUILTIN = Path(__file__).resolve().parents[1]
 

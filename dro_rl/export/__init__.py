@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from dro_rl import durable
 from dro_rl.checkpoint import kept, policies_of
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.export.card import Exported, model_card
 from dro_rl.export.standalone import standalone
@@ -21,6 +20,7 @@ from dro_rl.policy import causal_lm
 from dro_rl.prompts import prompt_style
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe
+from dro_rl.sections.encoder import EncoderSelector
 from dro_rl.tracking.run_directory import RunDirectory
 
 __all__ = ["export_run"]

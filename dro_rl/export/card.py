@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from dro_rl.data_sections import FileData, HubData
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.evaluation.significance import Difference, paired_bootstrap
-from dro_rl.policy_sections import AnyPolicy
 from dro_rl.recipe import PolicyName, Recipe
+from dro_rl.sections.data import FileData, HubData
+from dro_rl.sections.encoder import EncoderSelector
+from dro_rl.sections.policy import AnyPolicy
 from dro_rl.tracking import stored
 from dro_rl.tracking.run_directory import RunDirectory, environment
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dro_rl.policy.causal_lm import LEFT, RIGHT, adapted_layers, adapter_matrices, add_lora
-from dro_rl.policy_sections import PolicySection
+from dro_rl.sections.policy import PolicySection
 
 
 def add_served(model: Any, section: PolicySection, name: str) -> Any:

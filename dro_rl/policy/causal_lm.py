@@ -21,8 +21,8 @@ from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
 from dro_rl.model_folders import refuse_pickled
 from dro_rl.policy import four_bit, sharding
-from dro_rl.policy_sections import PolicySection
 from dro_rl.prompts import PromptWriter, prompt_style
+from dro_rl.sections.policy import PolicySection
 
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

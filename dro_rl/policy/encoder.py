@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.policy.frozen import Frozen, TaskText
 from dro_rl.policy.picks import State
 from dro_rl.policy.texts import Lengths, Text, document_text, question_text
 from dro_rl.records import Example
+from dro_rl.sections.encoder import EncoderSelector
 
 _TOGETHER = 32  # texts of a forward pass, of like lengths: less padding
 

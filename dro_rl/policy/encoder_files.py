@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.errors import UserError
 from dro_rl.model_folders import local_model
 from dro_rl.policy.encoder import BiEncoder, Encoder, PairEncoder
+from dro_rl.sections.encoder import EncoderSelector
 
 Kind = Literal["bi-encoder", "cross-encoder"]
 

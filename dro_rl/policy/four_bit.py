@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_rl.errors import UserError
-from dro_rl.policy_sections import PolicySection
+from dro_rl.sections.policy import PolicySection
 
 
 def require(section: PolicySection) -> None:

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dro_rl.policy_sections import Scratch
+from dro_rl.sections.policy import Scratch
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>")
 

@@ -15,7 +15,7 @@ from dro_rl.retrieval.corpus import Corpus, open_corpus
 from dro_rl.retrieval.given import take_given
 from dro_rl.retrieval.http import ask
 from dro_rl.retrieval.retriever import Ranking, Retriever, Say, kept_rank, rankings
-from dro_rl.retrieval_sections import (
+from dro_rl.sections.retrieval import (
     Bm25,
     Bm25Retrieval,
     Colbert,

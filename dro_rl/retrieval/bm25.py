@@ -17,7 +17,7 @@ from dro_rl.retrieval.bm25_blocks import build_in_blocks
 from dro_rl.retrieval.corpus import Corpus
 from dro_rl.retrieval.folders import scratch
 from dro_rl.retrieval.retriever import Ranking, Retriever, Say, best
-from dro_rl.retrieval_sections import Bm25
+from dro_rl.sections.retrieval import Bm25
 
 # Part of an index's name. Raise it when a change here or in bm25_blocks.py gives other words, other
 # scores or other files.

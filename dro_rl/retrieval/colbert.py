@@ -18,7 +18,7 @@ from dro_rl.retrieval.environments import Elsewhere
 from dro_rl.retrieval.folders import damaged, digest, made_folder
 from dro_rl.retrieval.model_files import local_model, model_identity
 from dro_rl.retrieval.retriever import Retriever, Say
-from dro_rl.retrieval_sections import Colbert
+from dro_rl.sections.retrieval import Colbert
 
 # Part of an index's name. Raise it when a change in colbert_worker.py gives another index.
 _FORMAT = 1

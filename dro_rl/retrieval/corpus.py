@@ -17,7 +17,7 @@ from dro_rl.jsonlines import located
 from dro_rl.records import Document, Example
 from dro_rl.retrieval.folders import check_folder, damaged, digest, made_folder, scratch
 from dro_rl.retrieval.passages import is_dataset, open_dataset, read_dataset, read_passages
-from dro_rl.retrieval_sections import CorpusSection
+from dro_rl.sections.retrieval import CorpusSection
 
 _FILE = "passages.arrow"
 _BLOCK = 4096  # passages a record batch: what is mapped and looked through at once

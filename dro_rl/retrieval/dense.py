@@ -14,7 +14,7 @@ from dro_rl.errors import UserError
 from dro_rl.retrieval.corpus import Corpus
 from dro_rl.retrieval.model_files import local_model, model_identity
 from dro_rl.retrieval.retriever import Retriever, Say, best
-from dro_rl.retrieval_sections import Dense
+from dro_rl.sections.retrieval import Dense
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

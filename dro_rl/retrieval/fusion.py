@@ -10,7 +10,7 @@ import numpy as np
 
 from dro_rl.retrieval.corpus import Corpus
 from dro_rl.retrieval.retriever import Retriever, Say
-from dro_rl.retrieval_sections import Fusion
+from dro_rl.sections.retrieval import Fusion
 
 
 class FusionRetriever(Retriever):

@@ -13,7 +13,7 @@ from dro_rl.jsonlines import describe
 from dro_rl.records import Document
 from dro_rl.remote import post_json
 from dro_rl.retrieval.retriever import Ranking
-from dro_rl.retrieval_sections import HttpRetrieval
+from dro_rl.sections.retrieval import HttpRetrieval
 
 
 class _Hit(BaseModel):

@@ -19,7 +19,7 @@ from dro_rl.retrieval.environments import Elsewhere
 from dro_rl.retrieval.maxsim import most_similar
 from dro_rl.retrieval.model_files import local_model, model_identity
 from dro_rl.retrieval.retriever import Retriever, Say
-from dro_rl.retrieval_sections import Pylate
+from dro_rl.sections.retrieval import Pylate
 
 # Part of an index's name. Raise it when a change here or in pylate_worker.py gives other vectors or
 # other files.

@@ -18,7 +18,7 @@ from dro_rl.resources import find_file
 from dro_rl.reward.base import Need, Reward, Scale
 from dro_rl.reward.settings import checked_settings
 from dro_rl.reward.weighted_sum import Term, WeightedSum
-from dro_rl.reward_sections import RewardSection, WeightedReward
+from dro_rl.sections.reward import RewardSection, WeightedReward
 
 
 def load_reward(reward: str | RewardSection | Sequence[WeightedReward]) -> Reward:

@@ -25,7 +25,7 @@ from dro_rl.reward.scoring import (
     outcomes_of,
     score_groups,
 )
-from dro_rl.reward_sections import in_words
+from dro_rl.sections.reward import in_words
 
 
 class RewardService:

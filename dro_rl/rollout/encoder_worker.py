@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.hardware import memory
 from dro_rl.prompts import write_selection
 from dro_rl.recipe import PolicyName, Recipe
@@ -20,6 +19,7 @@ from dro_rl.records import Example, Rollout, Selection
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.environment import engine_environment
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.sections.encoder import EncoderSelector
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,9 +16,9 @@ from transformers import DynamicCache
 
 from dro_rl.policy import causal_lm
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy_sections import PolicySection
-from dro_rl.process_sections import RolloutSection
 from dro_rl.rollout.engine import Sample, Tokens, Usage
+from dro_rl.sections.policy import PolicySection
+from dro_rl.sections.process import RolloutSection
 
 _NEVER = float("-inf")
 

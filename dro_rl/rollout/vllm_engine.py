@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dro_rl.policy.distinct import SelectionGrammar
-from dro_rl.policy_sections import PolicySection
-from dro_rl.process_sections import RolloutSection
 from dro_rl.rollout.engine import Sample, Tokens, Usage
 from dro_rl.rollout.quiet import quiet
+from dro_rl.sections.policy import PolicySection
+from dro_rl.sections.process import RolloutSection
 
 with quiet():
     import vllm

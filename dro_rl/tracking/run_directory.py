@@ -17,9 +17,9 @@ from dro_rl.durable import write_text
 from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, ScoredRollout, WeightedRollout
+from dro_rl.sections.training import best_of
 from dro_rl.tracking import stored
 from dro_rl.tracking.versions import environment
-from dro_rl.training_sections import best_of
 
 
 class RunDirectory:

@@ -17,7 +17,7 @@ import yaml
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
-from dro_rl.retrieval_sections import Bm25Retrieval, HttpRetrieval
+from dro_rl.sections.retrieval import Bm25Retrieval, HttpRetrieval
 from scripts.minilm_colbert import make_checkpoint
 from tests.commands import dro_rl, start
 from tests.environments import needs_environment

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
+from dro_rl.cluster.ray_results import WorkerLost
 from dro_rl.errors import UserError
-from dro_rl.process_sections import ClusterSection
-from dro_rl.ray_results import WorkerLost
+from dro_rl.sections.process import ClusterSection
 from tests.faults import (
     FOLDER,
     SIZE,
@@ -72,7 +72,7 @@ def test_a_run_goes_on_without_a_trace_after_it_lost_learners(
     def start(self, role, cls, copies, *args, stateful=False):
         return MortalTeam(role, lambda: [cls(*args) for _ in range(copies)], faults)
 
-    monkeypatch.setattr("dro_rl.cluster._LocalCluster.start", start)
+    monkeypatch.setattr("dro_rl.cluster.processes._LocalCluster.start", start)
     more = [settings] if settings else []
     run, said = run_of(tmp_path / "run", "cluster.mode=local", *more)
     assert faults == [] and said.count("learners start again from the last checkpoint") == 2
@@ -81,7 +81,7 @@ def test_a_run_goes_on_without_a_trace_after_it_lost_learners(
 
 @pytest.fixture
 def on_ray(nodes, monkeypatch) -> list[str]:
-    monkeypatch.setattr("dro_rl.cluster.Host", MortalHost)
+    monkeypatch.setattr("dro_rl.cluster.processes.Host", MortalHost)
     return [f"cluster.address={nodes.address}", "cluster.start_timeout=240"]
 
 

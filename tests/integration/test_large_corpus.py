@@ -18,7 +18,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 from dro_rl.retrieval.corpus import open_corpus
-from dro_rl.retrieval_sections import Bm25Retrieval
+from dro_rl.sections.retrieval import Bm25Retrieval
 
 folder = Path(sys.argv[1])
 

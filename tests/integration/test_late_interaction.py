@@ -11,7 +11,7 @@ import ray
 
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
-from dro_rl.retrieval_sections import ColbertRetrieval, FusionRetrieval, PylateRetrieval
+from dro_rl.sections.retrieval import ColbertRetrieval, FusionRetrieval, PylateRetrieval
 from scripts.minilm_colbert import make_checkpoint
 from tests.environments import needs_environment
 from tests.real_data import REAL, needs_real_data

@@ -6,11 +6,11 @@ import signal
 import pytest
 import torch
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
+from dro_rl.cluster.rank_team import RankTeam
+from dro_rl.cluster.supervision import WorkerLost
 from dro_rl.passes import PassTooLarge
 from dro_rl.policy.weights import unpack
-from dro_rl.rank_team import RankTeam
-from dro_rl.supervision import WorkerLost
 from tests.ranks import make_batch, make_learner, recipe_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

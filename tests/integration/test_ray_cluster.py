@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
-from dro_rl.process_sections import ClusterSection
+from dro_rl.sections.process import ClusterSection
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dro_rl.errors import UserError
-from dro_rl.process_sections import RolloutSection
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import WeightedRollout
 from dro_rl.rollout.environment import engine_environment
+from dro_rl.sections.process import RolloutSection
 from tests.models import make_llama, make_word_tokenizer
 from tests.tiny import WORDS, make_example, make_recipe
 
@@ -77,7 +77,7 @@ def seen(tmp_path_factory) -> Seen:
 
 def observe(folder: Path) -> Seen:
     """In the spawned process: steps, syncs, and weights that went astray."""
-    from dro_rl.cluster import open_cluster
+    from dro_rl.cluster.processes import open_cluster
     from dro_rl.teams import start_teams
     from dro_rl.tracking.console import Console
 
@@ -187,7 +187,7 @@ def after_losses(teams) -> list[str]:
     lost too, and started again."""
     import ray
 
-    from dro_rl.supervision import WorkerLost
+    from dro_rl.cluster.supervision import WorkerLost
 
     engine, learner = teams.engines["selector"].team, teams.learners["selector"].team
     lost = engine.members[0].actor
@@ -206,7 +206,7 @@ def after_losses(teams) -> list[str]:
 
 @pytest.mark.timeout(180)
 def test_on_ray_two_processes_do_what_one_does(tmp_path):
-    from dro_rl.cluster import open_cluster
+    from dro_rl.cluster.processes import open_cluster
     from dro_rl.teams import start_teams
     from dro_rl.tracking.console import Console
     from dro_rl.usage import peak_memory

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from dro_rl.errors import UserError
-from dro_rl.process_sections import RolloutSection
 from dro_rl.recipe import POLICIES, PolicyName
 from dro_rl.records import WeightedRollout
 from dro_rl.rollout.environment import engine_environment
+from dro_rl.sections.process import RolloutSection
 from tests.models import make_llama, make_word_tokenizer
 from tests.tiny import WORDS, make_example, make_recipe
 
@@ -55,7 +55,7 @@ def seen(request, tmp_path_factory) -> Seen:
 
 def observe(folder: Path, kind: str) -> Seen:
     """In the spawned process: a step of both learners, a sync, and weights that went astray."""
-    from dro_rl.cluster import open_cluster
+    from dro_rl.cluster.processes import open_cluster
     from dro_rl.teams import start_teams
     from dro_rl.tracking.console import Console
 

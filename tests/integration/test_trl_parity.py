@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.trl_parity import TOLERANCE, Case, Problem, Side, gap, make_problem, ours, theirs
-from dro_rl.algorithm_sections import GrpoAlgorithm
+from dro_rl.sections.algorithm import GrpoAlgorithm
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
 

@@ -18,12 +18,12 @@ import pytest
 
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.weights import pack
-from dro_rl.policy_sections import PolicySection
-from dro_rl.process_sections import RolloutSection
 from dro_rl.prompts import Prompt, PromptWriter, read_selection
 from dro_rl.records import Document, Example
 from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.environment import engine_environment, has_gpu
+from dro_rl.sections.policy import PolicySection
+from dro_rl.sections.process import RolloutSection
 from tests.models import make_llama, make_tokenizer, token_logps
 
 pytest.importorskip("vllm", reason="vLLM does not support this machine")

@@ -7,7 +7,7 @@ from peft import PeftModel
 from dro_rl.policy import causal_lm
 from dro_rl.policy.adapters import add_served, load_factors, write_adapter
 from dro_rl.policy.causal_lm import adapter_factors, add_lora, load_model, merged_weights
-from dro_rl.policy_sections import PolicySection
+from dro_rl.sections.policy import PolicySection
 from tests.models import make_llama
 
 IDS = torch.tensor([[1, 40, 7, 120, 33, 5]])

@@ -6,10 +6,10 @@ import random
 import pytest
 from pydantic import TypeAdapter
 
-from dro_rl.algorithm_sections import Algorithm, DroAlgorithm, MaxrlAlgorithm, ReinforceAlgorithm
 from dro_rl.algorithms import Coefficients, Group, ppo, reinforce, weigh
 from dro_rl.algorithms.dro import effective_sample_size, importance_weights, tempered
 from dro_rl.errors import UserError
+from dro_rl.sections.algorithm import Algorithm, DroAlgorithm, MaxrlAlgorithm, ReinforceAlgorithm
 
 NEVER = -math.inf
 LOG = [math.log(r) for r in (0.1, 0.4, 0.3, 0.2)]

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from dro_rl.data import Split, load_examples, overlaps
-from dro_rl.data_sections import (
+from dro_rl.errors import UserError
+from dro_rl.records import Example
+from dro_rl.sections.data import (
     DroData,
     JsonlData,
     MusiqueData,
     NaturalQuestionsData,
     WikimultihopData,
 )
-from dro_rl.errors import UserError
-from dro_rl.records import Example
 
 pytestmark = pytest.mark.unit
 

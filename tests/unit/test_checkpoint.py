@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dro_rl import checkpoint, durable, progress, start
-from dro_rl.cluster import LocalTeam
+from dro_rl.cluster.processes import LocalTeam
 from dro_rl.data import Split
 from dro_rl.durable import CannotWrite
 from dro_rl.errors import UserError

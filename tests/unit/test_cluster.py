@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.placement import gpu_shares
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
-from dro_rl.placement import gpu_shares
-from dro_rl.process_sections import ClusterSection
+from dro_rl.sections.process import ClusterSection
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,7 @@ from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import make_retriever, open_retriever
 from dro_rl.retrieval.colbert_worker import Worker
-from dro_rl.retrieval_sections import Colbert, ColbertRetrieval
+from dro_rl.sections.retrieval import Colbert, ColbertRetrieval
 from tests.environments import complete
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,7 @@ from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import corpus as corpus_module
 from dro_rl.retrieval.corpus import Corpus, open_corpus
-from dro_rl.retrieval_sections import Bm25Retrieval
+from dro_rl.sections.retrieval import Bm25Retrieval
 
 pytestmark = pytest.mark.unit
 

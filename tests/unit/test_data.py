@@ -9,9 +9,9 @@ import pytest
 from real_data import REAL, needs_real_data
 
 from dro_rl.data import load_examples
-from dro_rl.data_sections import FactsData, JsonlData
 from dro_rl.errors import UserError
 from dro_rl.records import Document
+from dro_rl.sections.data import FactsData, JsonlData
 
 pytestmark = pytest.mark.unit
 

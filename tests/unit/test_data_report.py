@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console as RichConsole
 
 from dro_rl.data_report import measure_lengths, report_data, selector_writer
-from dro_rl.data_sections import JsonlData
 from dro_rl.recipe import Recipe
-from dro_rl.retrieval_sections import GivenRetrieval
+from dro_rl.sections.data import JsonlData
+from dro_rl.sections.retrieval import GivenRetrieval
 from dro_rl.tracking.console import Console
 from tests.tiny import make_example, make_recipe
 

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter
 from real_data import REAL, needs_real_data
 
 from dro_rl.data import load_examples
-from dro_rl.data_sections import Data
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe
 from dro_rl.records import Document, Example
+from dro_rl.sections.data import Data
 
 pytestmark = pytest.mark.unit
 

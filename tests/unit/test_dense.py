@@ -13,7 +13,7 @@ from dro_rl.records import Document, Example
 from dro_rl.retrieval import dense, open_retriever
 from dro_rl.retrieval.dense import nearest
 from dro_rl.retrieval.model_files import model_identity
-from dro_rl.retrieval_sections import DenseRetrieval
+from dro_rl.sections.retrieval import DenseRetrieval
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dro_rl.encoder_section import EncoderSelector
 from dro_rl.encoder_warmup import drawing, targets
 from dro_rl.errors import UserError
 from dro_rl.policy.encoder_files import check_encoder, load_encoder
@@ -18,6 +17,7 @@ from dro_rl.policy.picks import State
 from dro_rl.recipe_file import apply_override, load_recipe, make_recipe, merge
 from dro_rl.records import Document, Outcome
 from dro_rl.reward import load_reward
+from dro_rl.sections.encoder import EncoderSelector
 from tests.encoders import make_bi_encoder, make_cross_encoder, make_encoder_recipe
 from tests.tiny import make_example
 

@@ -9,7 +9,7 @@ import pytest
 from dro_rl.errors import UserError
 from dro_rl.retrieval import Retriever, make_retriever
 from dro_rl.retrieval.environments import find_python
-from dro_rl.retrieval_sections import Colbert, Pylate
+from dro_rl.sections.retrieval import Colbert, Pylate
 from tests.environments import complete, stand_in
 
 pytestmark = pytest.mark.unit

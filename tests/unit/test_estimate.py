@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from dro_rl.algorithm_sections import GrpoAlgorithm
 from dro_rl.estimate import footprint, memory_in_words
 from dro_rl.estimate.footprint import GIB
 from dro_rl.estimate.passes import largest
 from dro_rl.estimate.shape import Shape, shape_of
-from dro_rl.policy_sections import PolicySection
 from dro_rl.recipe import Recipe
+from dro_rl.sections.algorithm import GrpoAlgorithm
+from dro_rl.sections.policy import PolicySection
 from tests.made_recipes import BILLION, recipe_of
 from tests.models import make_llama
 

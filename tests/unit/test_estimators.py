@@ -14,10 +14,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from dro_rl.algorithm_sections import Algorithm, ReinforceAlgorithm
 from dro_rl.algorithms import reinforce, weigh
 from dro_rl.learner import Learner
 from dro_rl.records import WeightedRollout
+from dro_rl.sections.algorithm import Algorithm, ReinforceAlgorithm
 from tests.enumeration import World, distance, make_world
 from tests.tiny import make_recipe
 

@@ -12,10 +12,10 @@ from dro_rl.data import load_examples
 from dro_rl.data.facts import world
 from dro_rl.data.facts.tokenizer import make_tokenizer, vocabulary
 from dro_rl.data.facts.world import make_examples
-from dro_rl.data_sections import FactsData
 from dro_rl.prompts import PromptWriter, read_selection, write_selection
 from dro_rl.retrieval import add_candidates
-from dro_rl.retrieval_sections import Bm25Retrieval
+from dro_rl.sections.data import FactsData
+from dro_rl.sections.retrieval import Bm25Retrieval
 
 pytestmark = pytest.mark.unit
 IGNORED = -100  # PyTorch's label for a token without loss

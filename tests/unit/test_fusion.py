@@ -9,7 +9,7 @@ import pytest
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import open_retriever
 from dro_rl.retrieval.fusion import fuse
-from dro_rl.retrieval_sections import FusionRetrieval
+from dro_rl.sections.retrieval import FusionRetrieval
 
 pytestmark = pytest.mark.unit
 

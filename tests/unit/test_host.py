@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 
-from dro_rl.host import Host, Pulse
+from dro_rl.cluster.host import Host, Pulse
 
 pytestmark = pytest.mark.unit
 

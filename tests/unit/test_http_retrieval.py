@@ -14,7 +14,7 @@ from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
-from dro_rl.retrieval_sections import HttpRetrieval
+from dro_rl.sections.retrieval import HttpRetrieval
 
 pytestmark = pytest.mark.unit
 

@@ -18,14 +18,14 @@ from dro_rl.inference import _results_matter
 from dro_rl.learner import Learner
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
-from dro_rl.policy_sections import PolicySection
-from dro_rl.process_sections import RolloutSection
 from dro_rl.prompts import PromptWriter, write_selection
 from dro_rl.records import Document, Example, WeightedRollout
 from dro_rl.reward.service import RewardService
 from dro_rl.rollout.independent import IndependentRanker
 from dro_rl.rollout.transformers_engine import TransformersEngine
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.sections.policy import PolicySection
+from dro_rl.sections.process import RolloutSection
 from tests.models import make_llama, make_tokenizer, make_word_tokenizer, token_logps
 from tests.tiny import WORDS, make_example, make_recipe, make_rollout
 

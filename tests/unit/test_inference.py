@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console as RichConsole
 
 from dro_rl.data import read_file
-from dro_rl.data_sections import JsonlData
 from dro_rl.inference import _results_matter, _warn_of_trained_on
 from dro_rl.recipe import Recipe
-from dro_rl.retrieval_sections import FusionRetrieval
+from dro_rl.sections.data import JsonlData
+from dro_rl.sections.retrieval import FusionRetrieval
 from dro_rl.tracking.console import Console
 from tests.tiny import make_recipe
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from dro_rl.algorithm_sections import Algorithm
 from dro_rl.algorithms.losses import Tokens, clipped_ratio_loss, divergence
+from dro_rl.sections.algorithm import Algorithm
 
 M = 6
 DRAWN = [0, 1, 2, 0, 3, 0]  # of four selections, one three times

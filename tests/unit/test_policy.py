@@ -14,9 +14,9 @@ from dro_rl.policy import causal_lm
 from dro_rl.policy.causal_lm import load_model, load_tokenizer, merged_weights, resolve_model
 from dro_rl.policy.scratch import make_scratch, train_tokenizer
 from dro_rl.policy.weights import pack, unpack
-from dro_rl.policy_sections import PolicySection, Scratch
 from dro_rl.prompts import PromptWriter
 from dro_rl.records import Document
+from dro_rl.sections.policy import PolicySection, Scratch
 from tests.models import make_llama, make_tokenizer
 
 pytestmark = pytest.mark.unit

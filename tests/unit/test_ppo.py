@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from dro_rl.algorithm_sections import PpoAlgorithm
 from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.losses import Tokens, clipped_ratio_loss
 from dro_rl.algorithms.ppo import generalised_advantages
+from dro_rl.sections.algorithm import PpoAlgorithm
 
 
 def section(**settings) -> PpoAlgorithm:

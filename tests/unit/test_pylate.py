@@ -12,7 +12,7 @@ from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import make_retriever, open_retriever, pylate
 from dro_rl.retrieval.pylate import PylateRetriever
-from dro_rl.retrieval_sections import Pylate, PylateRetrieval
+from dro_rl.sections.retrieval import Pylate, PylateRetrieval
 from tests.environments import complete
 
 pytestmark = pytest.mark.unit

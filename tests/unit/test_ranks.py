@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dro_rl.cluster import LocalTeam
+from dro_rl.cluster.processes import LocalTeam
+from dro_rl.cluster.rank_team import RankTeam
+from dro_rl.cluster.supervision import WorkerLost
 from dro_rl.errors import UserError
 from dro_rl.passes import Passes, Question
 from dro_rl.policy.completion import Completion
-from dro_rl.rank_team import RankTeam
 from dro_rl.ranks import shares
-from dro_rl.supervision import WorkerLost
 from tests.tiny import make_recipe
 
 pytestmark = pytest.mark.unit

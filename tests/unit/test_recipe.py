@@ -11,10 +11,10 @@ from textwrap import dedent
 import pytest
 
 from dro_rl import resources
-from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe, localise, make_recipe
-from dro_rl.retrieval_sections import Bm25Retrieval
+from dro_rl.sections.data import FactsData
+from dro_rl.sections.retrieval import Bm25Retrieval
 
 pytestmark = pytest.mark.unit
 

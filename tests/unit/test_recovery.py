@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console as RichConsole
 
+from dro_rl.cluster.ray_results import WorkerLost, in_short
 from dro_rl.errors import UserError
 from dro_rl.passes import PassTooLarge
-from dro_rl.ray_results import WorkerLost, in_short
 from dro_rl.recovery import keep_going
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory

@@ -11,7 +11,7 @@ from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example, Outcome
 from dro_rl.reward import load_reward
-from dro_rl.reward_sections import RewardSection
+from dro_rl.sections.reward import RewardSection
 from tests.servers import serving
 
 pytestmark = pytest.mark.unit

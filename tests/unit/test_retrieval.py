@@ -19,7 +19,7 @@ from dro_rl.retrieval import add_candidates, open_retriever
 from dro_rl.retrieval import bm25 as bm25_module
 from dro_rl.retrieval import retriever as retriever_module
 from dro_rl.retrieval.corpus import open_corpus
-from dro_rl.retrieval_sections import Bm25Retrieval, GivenRetrieval
+from dro_rl.sections.retrieval import Bm25Retrieval, GivenRetrieval
 
 pytestmark = pytest.mark.unit
 

@@ -16,12 +16,12 @@ from ray import serve
 from rich.console import Console as RichConsole
 
 from dro_rl import retriever_server
-from dro_rl.data_sections import FactsData
 from dro_rl.errors import UserError
 from dro_rl.ray_service import check_address, serve_until_a_signal
 from dro_rl.retrieval.bm25 import Bm25Retriever
-from dro_rl.retrieval_sections import Bm25Retrieval
 from dro_rl.retriever_server import SearchRequest, read_request, serve_forever
+from dro_rl.sections.data import FactsData
+from dro_rl.sections.retrieval import Bm25Retrieval
 from dro_rl.tracking.console import Console
 from tests.tiny import make_recipe
 

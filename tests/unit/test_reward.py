@@ -17,7 +17,7 @@ from dro_rl.records import Example, Outcome
 from dro_rl.reward import Reward, load_reward
 from dro_rl.reward.scoring import checked_log_rewards
 from dro_rl.reward.service import RewardService
-from dro_rl.reward_sections import RewardSection
+from dro_rl.sections.reward import RewardSection
 from tests.models import token_logps
 from tests.tiny import make_example, make_recipe, make_rollout
 

@@ -8,7 +8,7 @@ import pytest
 
 from dro_rl.records import Example, Rollout
 from dro_rl.reward.cache import Cache
-from dro_rl.reward_sections import RewardSection
+from dro_rl.sections.reward import RewardSection
 from dro_rl.teams import Teams
 from tests.tiny import make_example, make_recipe, make_rollout
 
@@ -102,7 +102,7 @@ def test_it_keeps_no_more_than_its_size_the_last_used(recipe):
 def make_teams(recipe, reward: str, monkeypatch) -> tuple[Teams, list[int]]:
     """Teams of a reward, and the number of selections that its service is asked to score, by
     call."""
-    from dro_rl.cluster import open_cluster
+    from dro_rl.cluster.processes import open_cluster
     from dro_rl.recipe import POLICIES
     from dro_rl.reward.service import RewardService
     from dro_rl.teams import start_teams

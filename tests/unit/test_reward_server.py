@@ -20,7 +20,7 @@ from dro_rl.records import Document, Example, Outcome
 from dro_rl.reward import Reward, load_reward, server
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.server import make_app
-from dro_rl.reward_sections import RewardSection
+from dro_rl.sections.reward import RewardSection
 
 pytestmark = pytest.mark.unit
 
@@ -98,7 +98,7 @@ def test_all_questions_go_in_one_call(serve):
 
 
 def test_an_address_may_be_a_term_of_a_sum(serve):
-    from dro_rl.reward_sections import WeightedReward
+    from dro_rl.sections.reward import WeightedReward
 
     served = WeightedReward(use=serve(Spy()), weight=3.0)
     other = WeightedReward(use="rewards/length_penalty.py")

@@ -28,7 +28,6 @@ from dro_rl.cli_trained import serve as serve_chat
 from dro_rl.errors import UserError
 from dro_rl.listening import listen
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
-from dro_rl.policy_sections import PolicySection
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.redaction import without_secrets
 from dro_rl.remote import is_loopback, post_json
@@ -36,6 +35,7 @@ from dro_rl.retrieval.model_files import local_model
 from dro_rl.retrieval.passages import open_dataset
 from dro_rl.reward import Reward, load_reward, server
 from dro_rl.reward.server import make_app
+from dro_rl.sections.policy import PolicySection
 from dro_rl.tracking.report import write_report
 from tests.models import make_llama
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.estimate.footprint import GIB, processes
 from dro_rl.estimate.shape import shape_of

@@ -13,7 +13,7 @@ from dro_rl.errors import UserError
 from dro_rl.evaluation.answers import f1
 from dro_rl.records import Document, Example, Outcome
 from dro_rl.reward import load_reward
-from dro_rl.reward_sections import RewardSection
+from dro_rl.sections.reward import RewardSection
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]

@@ -8,14 +8,14 @@ import pytest
 import ray
 from ray import exceptions as ray_errors
 
+from dro_rl.cluster.host import Pulse
+from dro_rl.cluster.placement import Room
+from dro_rl.cluster.ray_results import Lost, WorkerLost, result_of
+from dro_rl.cluster.supervision import RayTeam
 from dro_rl.errors import UserError
-from dro_rl.host import Pulse
-from dro_rl.placement import Room
-from dro_rl.process_sections import ClusterSection
-from dro_rl.ray_results import Lost, WorkerLost, result_of
 from dro_rl.recipe import POLICIES
+from dro_rl.sections.process import ClusterSection
 from dro_rl.shared_base import Part
-from dro_rl.supervision import RayTeam
 from dro_rl.teams import Teams
 
 pytestmark = pytest.mark.unit

@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from dro_rl.cluster import open_cluster
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.policy import causal_lm
 from dro_rl.policy.weights import pack
-from dro_rl.process_sections import ClusterSection
 from dro_rl.recipe import POLICIES
 from dro_rl.rollout.engine import Usage
+from dro_rl.sections.process import ClusterSection
 from dro_rl.teams import Teams, start_teams
 from dro_rl.tracking.console import Console
 from tests.tiny import make_example, make_recipe

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from dro_rl import hardware
-from dro_rl.cluster import LocalTeam, open_cluster
+from dro_rl.cluster.processes import LocalTeam, open_cluster
 from dro_rl.flops import ModelSize, model_size
 from dro_rl.hardware import Device, gpu_peak
-from dro_rl.process_sections import ClusterSection
 from dro_rl.records import Rollout, ScoredRollout, Selection, WeightedRollout
+from dro_rl.sections.process import ClusterSection
 from dro_rl.timeline import Stage, Timeline, figures, sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.usage import LearnersUse

@@ -8,8 +8,6 @@ import torch
 
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.policy.weights import pack, unpack
-from dro_rl.policy_sections import PolicySection
-from dro_rl.process_sections import RolloutSection
 from dro_rl.prompts import PromptWriter, read_selection
 from dro_rl.recipe import Recipe
 from dro_rl.records import Document, Example
@@ -17,6 +15,8 @@ from dro_rl.rollout.engine import Usage
 from dro_rl.rollout.environment import engine_environment, has_gpu
 from dro_rl.rollout.transformers_engine import TransformersEngine
 from dro_rl.rollout.worker import RolloutWorker
+from dro_rl.sections.policy import PolicySection
+from dro_rl.sections.process import RolloutSection
 from tests.models import make_llama, make_tokenizer, token_logps
 
 pytestmark = pytest.mark.unit

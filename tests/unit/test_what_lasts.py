@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dro_rl.errors import UserError
-from dro_rl.policy_sections import Lora
 from dro_rl.recipe_file import load_recipe
+from dro_rl.sections.policy import Lora
 
 pytestmark = pytest.mark.unit
 

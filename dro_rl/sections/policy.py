@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_serializer, model_validator
 
-from dro_rl.encoder_section import EncoderSelector
-from dro_rl.sections import MAY_CHANGE, POLICIES, Rate, Section
+from dro_rl.sections.base import MAY_CHANGE, POLICIES, Rate, Section
+from dro_rl.sections.encoder import EncoderSelector
 
 
 class Lora(Section):

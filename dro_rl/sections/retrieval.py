@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from dro_rl.remote import url_problem
-from dro_rl.sections import MAY_CHANGE, Rate, Section
+from dro_rl.sections.base import MAY_CHANGE, Rate, Section
 
 # --- ways to search -------------------------------------------------------------------------------
 

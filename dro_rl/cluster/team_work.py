@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dro_rl.heartbeat import Heart
+from dro_rl.cluster.heartbeat import Heart
 
 Say = Callable[[str], object]
 Check = Callable[[Any], object]

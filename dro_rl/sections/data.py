@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from dro_rl.sections import Rate, Section
+from dro_rl.sections.base import Rate, Section
 
 
 class FactsData(Section):

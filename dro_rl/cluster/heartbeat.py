@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dro_rl.host import WATCH
-from dro_rl.process_sections import ClusterSection
+from dro_rl.cluster.host import WATCH
+from dro_rl.sections.process import ClusterSection
 from dro_rl.tracking.run_directory import write_text
 
 _BEAT = 5.0  # seconds between looks

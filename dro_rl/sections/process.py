@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from dro_rl.sections import MAY_CHANGE, Section
+from dro_rl.sections.base import MAY_CHANGE, Section
 
 
 class RolloutSection(Section):

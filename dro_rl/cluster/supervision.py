@@ -20,19 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dro_rl.cluster.heartbeat import Heart, beat, keep_stack
+from dro_rl.cluster.ray_results import Lost, WorkerLost, result_of
+from dro_rl.cluster.team_work import Call, Check, Done, Member, Say, Work
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
-from dro_rl.heartbeat import Heart, beat, keep_stack
-from dro_rl.process_sections import ClusterSection
-from dro_rl.ray_results import Lost, WorkerLost, result_of
-from dro_rl.team_work import Call, Check, Done, Member, Say, Work
+from dro_rl.sections.process import ClusterSection
 
 _MAKING = 2
 """Calls that make a worker, `make` and `ready`; those after them bring it up to date."""
 
 
 class RayTeam:
-    """n workers of one role, each in an actor of its own; see `dro_rl.cluster.Team`.
+    """n workers of one role, each in an actor of its own; see `dro_rl.cluster.processes.Team`.
 
     Args:
         role: as messages name it.

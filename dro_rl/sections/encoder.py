@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from dro_rl.sections import Section
+from dro_rl.sections.base import Section
 
 _ALGORITHMS = ("dro", "maxrl", "grpo", "rloo", "reinforce")
 

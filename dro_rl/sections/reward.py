@@ -18,7 +18,7 @@ from pydantic import (
 from dro_rl.errors import UserError
 from dro_rl.plain_yaml import NotPlain, read_plain
 from dro_rl.remote import url_problem
-from dro_rl.sections import Section
+from dro_rl.sections.base import Section
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

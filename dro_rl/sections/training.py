@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from dro_rl.errors import UserError
-from dro_rl.sections import MAY_CHANGE, Section
+from dro_rl.sections.base import MAY_CHANGE, Section
 
 Watched = Literal["em", "f1", "gold_recall", "bound", "reward"]
 """Figures of an evaluation by which an iteration is better than another."""

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dro_rl import hardware
+from dro_rl.cluster.host import WATCH, Host
+from dro_rl.cluster.placement import Room, gpu_shares
+from dro_rl.cluster.supervision import RayTeam
+from dro_rl.cluster.team_work import Check, Done, Say
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory
-from dro_rl.host import WATCH, Host
-from dro_rl.placement import Room, gpu_shares
-from dro_rl.process_sections import ClusterSection
 from dro_rl.rollout.environment import has_gpu
-from dro_rl.supervision import RayTeam
-from dro_rl.team_work import Check, Done, Say
+from dro_rl.sections.process import ClusterSection
 
 
 class Team(Protocol):
     """n workers of one role. On Ray, those of a role without state are made again when they are
-    lost, and what is asked of every worker is then asked of the others; see `dro_rl.supervision`.
+    lost, and what is asked of every worker is then asked of the others; see
+    `dro_rl.cluster.supervision`.
     """
 
     def ready(self) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from dro_rl.sections import PolicyName, Rate, Section
+from dro_rl.sections.base import PolicyName, Rate, Section
 
 Clip = Annotated[float, Field(gt=0, lt=1)]
 
