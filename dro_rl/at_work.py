@@ -77,12 +77,15 @@ def alone(train: Trainer) -> Trainer:
 
 
 @contextmanager
-def at_work(run: Path, say: Callable[[str], object]) -> Iterator[None]:
+def at_work(
+    run: Path, say: Callable[[str], object], *, placed_by: str = "tracking.run_dir"
+) -> Iterator[None]:
     """Hold a run for the block; leaves no trace of its own.
 
     Args:
         run: its folder, which need not be there.
         say: is told of a wait.
+        placed_by: the setting that would have put it elsewhere, for the message.
     Raises:
         UserError: another command is at work on it, or the folder cannot be written.
     """
@@ -90,12 +93,12 @@ def at_work(run: Path, say: Callable[[str], object]) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         while not _taken(path):
-            _clear(path, _require_gone(path, say))
+            _clear(path, _require_gone(path, say, placed_by))
     except OSError as error:
         _remove(made)
         raise UserError(
             f"{run}: cannot be written ({error.strerror}): give a writable place with "
-            "tracking.run_dir=..."
+            f"{placed_by}=..."
         ) from error
     ended = threading.Event()
     threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
@@ -137,7 +140,7 @@ def _clear(path: Path, content: str) -> None:
         aside.unlink()
 
 
-def _require_gone(path: Path, say: Callable[[str], object]) -> str:
+def _require_gone(path: Path, say: Callable[[str], object], placed_by: str) -> str:
     """Return the file's content once whoever wrote it is known not to be at work any more."""
     content = _content(path)
     holder = _read(content)
@@ -148,7 +151,7 @@ def _require_gone(path: Path, say: Callable[[str], object]) -> str:
         who = f"process {holder.pid} on {holder.host}" if holder else "another process"
         raise UserError(
             f"{path.parent}: {who} is at work on this run: wait for its end or stop it, or give "
-            "another place with tracking.run_dir=..."
+            f"another place with {placed_by}=..."
         )
     return content
 

@@ -31,12 +31,17 @@ def run_comparison(comparison: Comparison, command: str, jobs: int, console: Con
     Returns:
         Whether every run has finished.
     Raises:
-        UserError: a run's folder holds something else, found before the first run starts; or the
-            output folder cannot be written, or another comparison is at work there.
+        UserError: a run's folder holds something else, or another command is at work on a run that
+            is to begin anew, both found before the first run starts; or the output folder cannot be
+            written, or another comparison is at work there.
     """
     runs = runs_of(comparison)
     with _locked(comparison.output) as lock, _ended_by_signals():
-        states: dict[Run, State] = {run: run.state() for run in runs}
+        found: dict[Run, State] = {run: run.state() for run in runs}  # all, before any is cleared
+        states: dict[Run, State] = {
+            run: run.clear(console.say) if state == "begun" else state
+            for run, state in found.items()
+        }
         finished = [read_result(run) for run, state in states.items() if state == "finished"]
         todo: list[tuple[Run, State]] = [
             (run, state) for run, state in states.items() if state != "finished"

@@ -27,8 +27,6 @@ def start(run: Run, state: State, lock: int) -> Process:
     Args:
         lock: a file descriptor that the process keeps open as long as it lives.
     """
-    if state == "begun":
-        run.clear()
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(run.recipe.resolved(), sort_keys=False, allow_unicode=True)
     write_text(run.recipe_file, text)

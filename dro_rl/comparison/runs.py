@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -59,9 +60,27 @@ class Run:
         finished = checkpoint.is_finished(directory, self.recipe)
         return "finished" if finished else "resumable"
 
-    def clear(self) -> None:
-        """Remove what a run left that never came to a checkpoint."""
-        shutil.rmtree(self.folder)
+    def clear(self, say: Callable[[str], object]) -> State:
+        """Remove what a run left that never came to a checkpoint.
+
+        Args:
+            say: is told of a wait for another machine's sign of life.
+        Returns:
+            `new`, or how far it has come meanwhile by another command: then it stays.
+        Raises:
+            UserError: another command is at work on it.
+        """
+        with at_work.at_work(self.folder, say, placed_by="output"):
+            if (state := self.state()) != "begun":
+                return state
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != at_work.NAME:
+                    path.unlink()
+        with suppress(OSError):  # another command has begun it
+            self.folder.rmdir()
+        return "new"
 
     def _check_empty(self) -> None:
         """A run that was killed before it had a recipe has no other file but that it is at work."""

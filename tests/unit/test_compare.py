@@ -13,6 +13,8 @@ import pytest
 import yaml
 from rich.console import Console as RichConsole
 
+from dro_rl.at_work import NAME, at_work
+from dro_rl.compare import run_comparison
 from dro_rl.comparison.fairness import covered
 from dro_rl.comparison.processes import last_error
 from dro_rl.comparison.report import Failure, Report
@@ -262,8 +264,33 @@ def test_a_run_is_finished_with_its_last_iterations_checkpoint(runs):
 def test_a_run_without_a_checkpoint_begins_anew(runs):
     fabricate(runs[0], (0.1,))
     assert runs[0].state() == "begun"
-    runs[0].clear()
-    assert runs[0].state() == "new"
+    assert runs[0].clear(print) == "new"
+    assert not runs[0].folder.exists() and runs[0].state() == "new"
+
+
+def test_a_run_that_another_command_has_begun_is_not_cleared(runs):
+    fabricate(runs[0], (0.1,))
+    before = sorted(runs[0].folder.rglob("*"))
+    with at_work(runs[0].folder, print):
+        with pytest.raises(UserError, match="is at work on this run: .* place with output="):
+            runs[0].clear(print)
+        fabricated = [p for p in sorted(runs[0].folder.rglob("*")) if p.name != NAME]
+        assert fabricated == before
+    (runs[0].folder / "checkpoints" / "iteration-0001").mkdir()  # it came to a checkpoint
+    assert runs[0].clear(print) == "resumable"
+    assert (runs[0].folder / "checkpoints" / "iteration-0001").exists()
+
+
+def test_a_comparison_refuses_a_run_begun_elsewhere_before_it_starts_any(write):
+    comparison = load_comparison(write())
+    mine, theirs = runs_of(comparison)[:2]
+    theirs.folder.mkdir(parents=True)
+    with (
+        at_work(theirs.folder, print),
+        pytest.raises(UserError, match="seed-0: process .* at work"),
+    ):
+        run_comparison(comparison, "dro-rl compare", 1, Console(RichConsole(quiet=True)))
+    assert not mine.log.exists() and theirs.folder.exists()
 
 
 def test_a_run_that_was_killed_before_it_had_a_recipe_begins_anew(runs):
