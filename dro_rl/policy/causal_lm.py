@@ -27,6 +27,7 @@ from dro_rl.sections.policy import PolicySection
 BUILTIN = Path(__file__).resolve().parent.parent / "builtin"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEFT, RIGHT = ":left", ":right"  # of what an adapter adds to a weight
+_UNHEARD_OF = "\N{OLD ITALIC LETTER ESH} qxzvj"  # words that no vocabulary has whole
 
 
 def resolve_model(name: str) -> str:
@@ -69,6 +70,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     source = resolve_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer(_UNHEARD_OF)  # one whose vocabulary lacks what stands for the unknown raises
     except Exception as error:  # a damaged file makes transformers raise a dozen unrelated kinds
         raise _not_loadable(name, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:

@@ -17,7 +17,7 @@ from dro_rl.policy.weights import pack, unpack
 from dro_rl.prompts import PromptWriter
 from dro_rl.records import Document
 from dro_rl.sections.policy import PolicySection, Scratch
-from tests.models import make_llama, make_tokenizer
+from tests.models import make_llama, make_tokenizer, make_word_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -126,6 +126,17 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path, folder):
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no end-of-sequence token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_that_cannot_read_what_it_does_not_know_is_refused(tmp_path, folder):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    make_word_tokenizer(["Lake"]).save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path))("Lake Orsa")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"unk_token":"<pad>"', '"unk_token":"<unk>"'))
+    path.write_text(path.read_text().replace('"unk_token": "<pad>"', '"unk_token": "<unk>"'))
+    with pytest.raises(UserError, match="tokenizer could not be loaded .*Missing"):
         load_tokenizer(str(tmp_path))
 
 
