@@ -17,17 +17,17 @@ from dro_rl.sections.algorithm import GrpoAlgorithm
 from dro_rl.sections.policy import PolicySection
 
 GIB = 2**30
-PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "cache")
+PARTS = ("process", "weights", "gradients", "optimiser", "activations", "logits", "holes", "cache")
 
 # Of processes before any model [GiB]: on a CPU resident, on a GPU CUDA's context and workspaces.
 LIBRARIES = {"cpu": 0.6, "gpu": 0.6}
 _VLLM = {"cpu": 1.25, "gpu": 1.0}
 _TRAINER = 0.7
-_BFLOAT16 = {"cpu": 0.05, "gpu": 0.0}  # oneDNN's kernels, compiled for each shape of a product
+_BFLOAT16 = {"cpu": 0.06, "gpu": 0.0}  # oneDNN's kernels, compiled for each shape of a product
 
-# What the C library's heap takes for a megabyte of activations, which leave holes as they come and
-# go: measured on a CPU. CUDA's allocator has not been measured.
-_HEAP = {"cpu": 1.4, "gpu": 1.0}
+# What the C library's heap loses, of a byte that comes and goes in a step, to the holes between
+# blocks: 0.2 to 0.8 in benchmarks/learner_memory.py. CUDA's allocator has not been measured.
+_HOLES = {"cpu": 0.5, "gpu": 0.0}
 
 _FLOAT32 = 4
 _FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # with scales of 64 weights, and of 256 scales
@@ -67,16 +67,18 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
     restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
     if policy == "selector" and restrained and not section.lora:
         weights += shape.parameters * width  # the frozen reference
+    gradients, activations = trained * _FLOAT32, load.tokens * _activations(section, shape)
     return Footprint(
         f"{policy} learner",
         policy,
         _gib(
             process=_process(section, device),
             weights=weights,
-            gradients=trained * _FLOAT32,
+            gradients=gradients,
             optimiser=2 * trained * _FLOAT32,
-            activations=load.tokens * _activations(section, shape) * _HEAP[device],
+            activations=activations,
             logits=_logits(section, shape, load),
+            holes=(gradients + activations) * _HOLES[device],
         ),
         rank=ranks > 1,
     )
@@ -129,7 +131,7 @@ def one_process(parts: list[Footprint]) -> Footprint:
     busiest = max(
         parts, key=lambda f: f.parts["activations"] + f.parts["logits"] + f.parts["cache"]
     )
-    for n in ("activations", "logits", "cache"):
+    for n in ("activations", "logits", "holes", "cache"):
         largest_of[n] = busiest.parts[n]
     both = {**largest_of, **held}
     return Footprint("everything", "selector", {n: both[n] for n in PARTS})
@@ -161,9 +163,11 @@ def kept(section: PolicySection, shape: Shape) -> float:
 
 
 def _activations(section: PolicySection, shape: Shape) -> float:
-    """Bytes a token of a training pass: what is kept, and one layer's gradients at a time."""
+    """Bytes a token of a training pass: what is kept, and one layer's gradients at a time: of the
+    MLP's halves and product, of the residual and what is added to it. They count as float32 with
+    bfloat16 too, where each has a copy in the other type for a while."""
     layer, between = kept(section, shape), _width(section) * shape.hidden
-    passing = _width(section) * (2 * shape.intermediate + 2 * shape.hidden)
+    passing = _FLOAT32 * (3 * shape.intermediate + 3 * shape.hidden)
     if section.gradient_checkpointing:
         return shape.layers * between + layer + passing
     return shape.layers * layer + passing

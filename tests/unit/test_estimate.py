@@ -160,6 +160,13 @@ def test_activations_grow_with_the_tokens_of_a_pass_and_checkpointing_saves_most
     assert activations(4096, dtype="float32") > 1.5 * activations(4096)
 
 
+def test_what_comes_and_goes_leaves_holes_in_the_heap_of_a_cpu_alone():
+    recipe = recipe_of(selector={"dtype": "float32"})
+    parts = footprint.learner(recipe, "selector", BILLION, "cpu").parts
+    assert parts["holes"] == pytest.approx((parts["gradients"] + parts["activations"]) / 2)
+    assert footprint.learner(recipe, "selector", BILLION, "gpu").parts["holes"] == 0
+
+
 def test_a_pass_holds_a_question_even_where_the_budget_does_not():
     recipe = recipe_of(training={"tokens_per_microbatch": 1}, algorithm={"samples": 4})
     assert largest(recipe, "selector").tokens == 1024 - 32 + 4 * 32
