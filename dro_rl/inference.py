@@ -17,8 +17,8 @@ from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_documents
+from dro_rl.roles import process_count, start_teams
 from dro_rl.sections.data import FactsData, HotpotData, JsonlData
-from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
@@ -51,20 +51,14 @@ def evaluate_run(
 
 
 def _results_matter(recipe: Recipe) -> dict[str, Any]:
-    """The settings that an evaluation's figures depend on, but for where a run's files lie."""
-    settings = localise(recipe).resolved()
-    settings["rollout"]["decoding"] = recipe.decoding  # which the algorithm may decide
-    for section in ("cluster", "tracking", "algorithm", "warmup", "reward"):
-        del settings[section]
-    if recipe.generator.is_none:
-        settings["reward"] = recipe.resolved()["reward"]  # which is evaluated then
-    del settings["rollout"]["workers"], settings["training"]["iterations"]
-    settings["data"].pop("allow_overlap", None)
-    retrieval = settings["retrieval"]
-    for searching in (retrieval, *retrieval.get("of", ())):  # the members of a fusion
-        for key in ("cache_dir", "environment", "batch_size"):
-            searching.pop(key, None)
-    return settings
+    """The settings that an evaluation's figures depend on, by dotted key: those that a resumed run
+    has to keep, less what training alone reads."""
+    training = ["algorithm", "data.allow_overlap"]
+    if not recipe.generator.is_none:  # without one it is the reward that is evaluated
+        training.append("reward")
+    settings = localise(recipe).lasting()
+    kept = {k: v for k, v in settings.items() if not k.startswith(tuple(training))}
+    return {**kept, "rollout.decoding": recipe.decoding}  # which the algorithm may decide
 
 
 def answer_question(

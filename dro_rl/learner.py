@@ -18,6 +18,8 @@ from dro_rl.objective import Evaluated, Objective
 from dro_rl.passes import Question
 from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.completion import AnyCompletion, Completion
+from dro_rl.policy.lora import adapter_factors, add_lora
+from dro_rl.policy.merging import merged_weights, save_policy
 from dro_rl.policy.targets import Target, answer_target
 from dro_rl.policy.weights import pack
 from dro_rl.prompts import write_selection
@@ -88,7 +90,7 @@ class Learner:
         if section.lora:
             # Alone it has peft's own name, which TRL counts on.
             adapter = self.policy if self.recipe.shares_base else "default"
-            model = causal_lm.add_lora(model, section, adapter)
+            model = add_lora(model, section, adapter)
         self.ranks.divide(model, section)
         return model
 
@@ -270,12 +272,12 @@ class Learner:
     def weights(self) -> dict[str, np.ndarray]:
         """What the engines need: with LoRA the adapters alone, else (or above 4 bits, which engines
         do not have) all weights in the recipe's dtype; of several ranks the first has them.
-        `causal_lm.Received` makes whole weights of either."""
+        `Received` makes whole weights of either."""
         if self.section.lora and not self.section.lora.quantize:
-            tensors = causal_lm.adapter_factors(self.model)
+            tensors = adapter_factors(self.model)
         else:
             dtype = causal_lm.forward_dtype(self.section)
-            merged = causal_lm.merged_weights(self.model)
+            merged = merged_weights(self.model)
             tensors = ((n, w.detach().to(dtype)) for n, w in merged)
         whole = ((n, sharding.whole(w)) for n, w in tensors)
         if self.ranks.rank == 0:
@@ -300,7 +302,7 @@ class Learner:
         dtype = causal_lm.forward_dtype(self.section)
         writes = self.ranks.rank == 0
         tokenizer = self.writer.tokenizer
-        causal_lm.save_policy(self.model, tokenizer, folder, dtype, writes=writes)
+        save_policy(self.model, tokenizer, folder, dtype, writes=writes)
 
     def save(self, folder: Path) -> None:
         """The policy, and beside it what resuming needs."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hmac
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from fastapi import HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 
 from dro_rl.errors import UserError
 from dro_rl.remote import is_loopback
@@ -32,6 +34,34 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen at {host}:{port}: {reason}: choose another --port or --host"
         ) from error
     return listening
+
+
+@contextmanager
+def until_a_signal() -> Iterator[None]:
+    """SIGINT (Ctrl-C) and SIGTERM end the block, and that is how a server is meant to end: what
+    comes after the block goes on, and the command's exit code is 0."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, signal.default_int_handler) for n in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def answer_until_a_signal(app: FastAPI, listening: socket.socket, connections: int) -> None:
+    """Serve from this process; requests that are at work when a signal comes are still answered.
+
+    Args:
+        connections: at once; a further one is answered 503.
+    """
+    import uvicorn  # who only asks a server needs none
+
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=connections)
+    with until_a_signal():  # uvicorn closes first, and then raises the signal that it caught again
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def address_of(host: str, port: int) -> str:

@@ -23,8 +23,8 @@ from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
 from dro_rl.progress import Progress
 from dro_rl.recipe import Recipe
+from dro_rl.roles import process_count, start_teams
 from dro_rl.start import prepare
-from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.trainer import Trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -160,3 +161,25 @@ def seed_of(recipe: Recipe, purpose: str, iteration: int) -> int:
 
 def _permutation(seed: int, epoch: int, size: int) -> list[int]:
     return random.Random(f"questions/{seed}/{epoch}").sample(range(size), size)
+
+
+def shares(examples: Sequence[Example], n: int) -> list[Sequence[Example]]:
+    """`examples` in n parts, one a worker, that have about equally much to read; fewer parts where
+    there are fewer questions.
+
+    A part is a run of questions, so results joined in the parts' order are in that of the
+    questions. Cuts are where the characters of questions and candidates come nearest to equal
+    parts: no part exceeds its due by more than its longest question, and the cuts follow from the
+    questions and n alone, not from which worker is free.
+    """
+    n = min(n, len(examples))
+    read = [
+        len(e.question) + sum(len(d.title) + len(d.text) for d in e.candidates) for e in examples
+    ]
+    until = [0, *itertools.accumulate(read)]
+    cuts = [0]
+    for part in range(1, n):
+        due = until[-1] * part / n
+        free = range(cuts[-1] + 1, len(examples) - (n - part) + 1)  # a question for every part
+        cuts.append(min(free, key=lambda cut: abs(until[cut] - due)))
+    return [examples[a:b] for a, b in itertools.pairwise([*cuts, len(examples)])] if n else []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 
 from ray import serve
 
 from dro_rl.errors import UserError
-from dro_rl.listening import address_of, listen, warn_if_open
+from dro_rl.listening import address_of, listen, until_a_signal, warn_if_open
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of a deployment."""
@@ -66,20 +65,17 @@ def serve_until_a_signal(
         timeout: after which Ray gives up a request [s], its time before a replica takes it
             included; by default never.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # before it answers: from then on it may be told
-        signal.signal(number, signal.default_int_handler)
-    try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port, "request_timeout_s": timeout},
-            logging_config=QUIET,
-        )
-        serve.run(app, name=name, route_prefix="/")
-        say(told.replace("{address}", address_of(host, port)))
-        warn_if_open(host, token, say)
-        while True:
-            time.sleep(1)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        serve.shutdown()
+    with until_a_signal():
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": host, "port": port, "request_timeout_s": timeout},
+                logging_config=QUIET,
+            )
+            serve.run(app, name=name, route_prefix="/")
+            say(told.replace("{address}", address_of(host, port)))
+            warn_if_open(host, token, say)
+            while True:
+                time.sleep(1)
+        finally:
+            serve.shutdown()

@@ -1,30 +1,26 @@
-"""The processes of a run by role, and what the loop asks of them."""
+"""What the loop asks of the processes of a run: samples, answers, rewards, and to hold the same
+weights."""
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from dro_rl.cluster.processes import Cluster, Team
-from dro_rl.cluster.rank_team import RankTeam
-from dro_rl.encoder_learner import learner_class
+from dro_rl.cluster.processes import Team
 from dro_rl.errors import UserError
+from dro_rl.questions import shares
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward import Need
 from dro_rl.reward.cache import Cache, New
-from dro_rl.reward.service import RewardService
-from dro_rl.rollout.encoder_worker import worker_class
 from dro_rl.rollout.engine import Usage
-from dro_rl.sections.reward import in_words
-from dro_rl.shared_base import apart, start_shared
-from dro_rl.tracking.console import Advance, Console
+from dro_rl.shared_base import apart
+from dro_rl.tracking.console import Advance
 
-_NAMES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
+ENGINES: dict[PolicyName, str] = {"selector": "selector engine", "generator": "generator engine"}
+"""What each policy's is called."""
 _KNOWN = ("known_answers", "known_scores", "known_likelihoods")
 _CODE = "reward_code"
 _CALL = 64
@@ -74,7 +70,7 @@ class Teams:
         The same seed gives the same selections with the same number of `rollout.workers`: each
         part is drawn from a seed of its own, whichever worker draws it.
         """
-        parts = _shares(examples, self.recipe.rollout.workers)
+        parts = shares(examples, self.recipe.rollout.workers)
         calls = [(part, samples, seed + i, greedy, on_policy) for i, part in enumerate(parts)]
         return self._current(self._map(self.engines["selector"], "select", calls, advance))
 
@@ -82,7 +78,7 @@ class Teams:
         self, examples: Sequence[Example], samples: int, seed: int
     ) -> Callable[[], list[Rollout]]:
         """The same selections, sampled in the background; the returned function waits for them."""
-        parts = _shares(examples, self.recipe.rollout.workers)
+        parts = shares(examples, self.recipe.rollout.workers)
         calls = [(part, samples, seed + i) for i, part in enumerate(parts)]
         wait = self.engines["selector"].begin("select", calls)
         return lambda: self._current([rollout for part in wait() for rollout in part])
@@ -239,7 +235,7 @@ class Teams:
 
     def _users(self, policy: PolicyName) -> dict[str, Team]:
         """Those that hold a policy's weights beside its learner."""
-        users = {_NAMES[policy]: self.engines[policy]}
+        users = {ENGINES[policy]: self.engines[policy]}
         return users | {"reward service": self.reward} if policy == "generator" else users
 
     def _forget(self) -> None:
@@ -291,110 +287,3 @@ class Teams:
     def _bound(self, policy: PolicyName) -> float:
         default = 1e-4 if self.recipe.policy(policy).dtype == "float32" else 0.5
         return self.recipe.rollout.max_logp_gap or default
-
-
-def _shares(examples: Sequence[Example], n: int) -> list[Sequence[Example]]:
-    """`examples` in n parts, one a worker, that have about equally much to read; fewer parts where
-    there are fewer questions.
-
-    A part is a run of questions, so results joined in the parts' order are in that of the
-    questions. Cuts are where the characters of questions and candidates come nearest to equal
-    parts: no part exceeds its due by more than its longest question, and the cuts follow from the
-    questions and n alone, not from which worker is free.
-    """
-    n = min(n, len(examples))
-    read = [
-        len(e.question) + sum(len(d.title) + len(d.text) for d in e.candidates) for e in examples
-    ]
-    until = [0, *itertools.accumulate(read)]
-    cuts = [0]
-    for part in range(1, n):
-        due = until[-1] * part / n
-        free = range(cuts[-1] + 1, len(examples) - (n - part) + 1)  # a question for every part
-        cuts.append(min(free, key=lambda cut: abs(until[cut] - due)))
-    return [examples[a:b] for a, b in itertools.pairwise([*cuts, len(examples)])] if n else []
-
-
-def start_teams(
-    recipe: Recipe,
-    cluster: Cluster,
-    models: dict[PolicyName, str],
-    console: Console,
-    learner_steps: int | None,
-) -> Teams:
-    """Start every process side by side, and wait until all are ready.
-
-    Args:
-        recipe: the experiment.
-        cluster: where.
-        models: each policy's folder or hub name for the engines and the reward service.
-        console: shows which are ready.
-        learner_steps: optimiser steps of the run; None starts no learners (evaluation).
-    """
-    if recipe.shares_base and learner_steps is not None:
-        engines, reward, learners, named = start_shared(recipe, cluster, learner_steps)
-        return _ready(Teams(recipe, engines, reward, learners), named, console)
-    steps = learner_steps or 0
-    train: Sequence[PolicyName] = recipe.algorithm.train if learner_steps is not None else ()
-    # Ranks first: Ray fills a GPU before it takes the next, and would leave them no room.
-    ranked: list[PolicyName] = [p for p in train if recipe.policy(p).ranks > 1]
-    started = {p: _start_learner(recipe, cluster, p, steps) for p in ranked}
-    copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
-    engines: dict[PolicyName, Team] = {
-        p: cluster.start(_NAMES[p], worker_class(recipe, p), copies[p], recipe, p, models[p])
-        for p in recipe.policies
-    }
-    reward = cluster.start(
-        f"reward service ({in_words(recipe.reward)})",  # so that one that hangs is named
-        RewardService,
-        recipe.cluster.reward_workers,
-        recipe,
-        models["generator"],
-    )
-    learners: dict[PolicyName, Team] = {
-        p: started.get(p) or _start_learner(recipe, cluster, p, steps) for p in train
-    }
-    named: list[tuple[str, Team]] = [
-        *((f"{n} learner", t) for n, t in learners.items()),
-        ("reward service", reward),
-        *((_NAMES[n], t) for n, t in engines.items()),
-    ]
-    return _ready(Teams(recipe, engines, reward, learners), named, console)
-
-
-def _ready(teams: Teams, named: Sequence[tuple[str, Team]], console: Console) -> Teams:
-    """Wait for the processes, and show what each says of itself."""
-    console.say(f"starting {len(named)} roles (engines take up to a minute)")
-    start = time.monotonic()
-    for name, team in named:
-        for about in team.ready():
-            console.say(f"  {name}: " + ", ".join(f"{k} {_short(v)}" for k, v in about.items()))
-    console.say(f"ready in {time.monotonic() - start:.1f} s")
-    return teams
-
-
-def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: int) -> Team:
-    section, role, cls = recipe.policy(name), f"{name} learner", learner_class(recipe, name)
-    args = (recipe, name, section.model, steps, section.learning_rate)
-    if section.ranks == 1:
-        return cluster.start(role, cls, 1, *args, stateful=True)
-    return RankTeam(cluster.start_ranks(role, cls, section.ranks, *args))
-
-
-def process_count(recipe: Recipe, *, learners: bool) -> int:
-    """How many processes `start_teams` makes."""
-    if recipe.shares_base and learners:
-        return recipe.rollout.workers + 1
-    trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
-    engines = recipe.rollout.workers + ("generator" in recipe.policies)
-    return engines + recipe.cluster.reward_workers + trained
-
-
-def rank_count(recipe: Recipe) -> int:
-    """How many of them belong to learners of several."""
-    ranks = [recipe.policy(p).ranks for p in recipe.algorithm.train]
-    return sum(n for n in ranks if n > 1)
-
-
-def _short(value: object) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)

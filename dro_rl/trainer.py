@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 from dro_rl import checkpoint
-from dro_rl.algorithms import Group, weigh
 from dro_rl.at_work import alone
 from dro_rl.cluster.processes import open_cluster
 from dro_rl.data import Split
@@ -23,23 +23,23 @@ from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.recovery import keep_going
 from dro_rl.reward import Reward
+from dro_rl.roles import process_count, rank_count, start_teams
 from dro_rl.saving import Saving
-from dro_rl.sections.algorithm import PpoAlgorithm
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
 from dro_rl.step_metrics import (
     iteration_metrics,
     learner_metrics,
     rollout_metrics,
     tell_bad_steps,
-    tell_unrewarded,
 )
-from dro_rl.teams import Teams, process_count, rank_count, start_teams
-from dro_rl.timeline import sampled_tokens, scored_tokens
+from dro_rl.teams import Teams
+from dro_rl.timeline import sampled_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import LiveReport
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.tracking.trackers import following
 from dro_rl.usage import LearnersUse, peak_memory
+from dro_rl.weighing import weigh_rollouts
 
 
 @alone
@@ -173,67 +173,9 @@ class Trainer:
         return scored
 
     def _weigh(self, iteration: int, scored: Sequence[ScoredRollout]) -> list[WeightedRollout]:
-        """E-step: the coefficients, with p_s/q where sampling was not from p_s itself."""
-        logps = self._selector_logps(iteration, scored)
-        ratios, values = self._log_ratios(logps, scored), self._values(iteration, scored)
-        groups = [
-            Group(
-                s.rollout.example.id,
-                s.log_rewards,
-                log_ratios,
-                tuple(p),
-                s.answer_tokens,
-                v,
-            )
-            for s, p, log_ratios, v in zip(scored, logps, ratios, values, strict=True)
-        ]
-        tell_unrewarded(groups, self.console.say)
-        weighed, mean = weigh(self.recipe.algorithm, groups, self.at.running_mean)
-        self.at.running_mean = mean
-        return [
-            WeightedRollout(s.rollout, c.selector, c.generator, c.tokens)
-            for s, c in zip(scored, weighed, strict=True)
-        ]
-
-    def _values(
-        self, iteration: int, scored: Sequence[ScoredRollout]
-    ) -> Sequence[tuple[tuple[float, ...], ...]]:
-        if not (
-            isinstance(self.recipe.algorithm, PpoAlgorithm) and "selector" in self.teams.learners
-        ):
-            return [tuple((0.0,) * len(z.logps) for z in s.rollout.selections) for s in scored]
-        rollouts = [s.rollout for s in scored]
-        self.at.timeline.add("values", tokens=sum(map(scored_tokens, rollouts)))
-        with self._stage(iteration, "values", len(scored)) as advance:
-            return self.teams.values(rollouts, advance)
-
-    def _selector_logps(
-        self, iteration: int, scored: Sequence[ScoredRollout]
-    ) -> Sequence[Sequence[float]]:
-        """log p_s(z_i|x): what was sampled with, unless that was another distribution, or single
-        documents, whose probabilities an engine knows less exactly than the learner."""
-        known = "selector" in self.teams.learners
-        exact = known and self.recipe.decoding == "independent"
-        if not (exact or (known and self._corrects())):
-            return [[z.logp for z in s.rollout.selections] for s in scored]
-        rollouts = [s.rollout for s in scored]
-        self.at.timeline.add("logps", tokens=sum(map(scored_tokens, rollouts)))
-        with self._stage(iteration, "logps", len(scored)) as advance:
-            return self.teams.selector_logps(rollouts, advance)
-
-    def _log_ratios(
-        self, logps: Sequence[Sequence[float]], scored: Sequence[ScoredRollout]
-    ) -> Sequence[tuple[float, ...] | None]:
-        if not self._corrects():
-            return [None] * len(scored)
-        return [
-            tuple(p - z.logp for p, z in zip(row, s.rollout.selections, strict=True))
-            for row, s in zip(logps, scored, strict=True)
-        ]
-
-    def _corrects(self) -> bool:
-        """Whether weights have p_s/q: a clipped ratio has it in the loss."""
-        return not self.recipe.rollout.on_policy and self.recipe.algorithm.clips == "no"
+        """E-step: the coefficients."""
+        stage = partial(self._stage, iteration)
+        return weigh_rollouts(self.teams, self.at, scored, stage, self.console.say)
 
     def _learn(self, iteration: int) -> None:
         """M-step: both policies take the same batches side by side."""

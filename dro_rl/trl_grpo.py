@@ -24,8 +24,8 @@ from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.questions import iteration_size
 from dro_rl.recipe import Recipe
+from dro_rl.roles import process_count, start_teams
 from dro_rl.start import prepare, steps_per_iteration
-from dro_rl.teams import process_count, start_teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.tracking.trackers import following

@@ -29,8 +29,9 @@ from dro_rl.questions import load_questions, seed_of
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.records import Example, ScoredRollout
 from dro_rl.reward import load_reward
+from dro_rl.roles import start_teams
 from dro_rl.sections.algorithm import Algorithm, DroAlgorithm, ReinforceAlgorithm, RlooAlgorithm
-from dro_rl.teams import Teams, start_teams
+from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory, write_text
 

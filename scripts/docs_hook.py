@@ -23,7 +23,7 @@ FROM_ELSEWHERE = {
         for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
     },
 }
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^ *```.*?^ *``` *$", re.M | re.S)
 
 
@@ -55,7 +55,7 @@ def for_the_site(markdown: str, page: str) -> str:
 
 def _rewritten(text: str, source: str, page: str) -> str:
     def link(found: re.Match[str]) -> str:
-        words, target = found[1], found[2]
+        image, words, target = found.groups()
         if "://" in target or target.startswith(("#", "mailto:")):
             return found[0]
         place, hash_, anchor = target.partition("#")
@@ -63,13 +63,14 @@ def _rewritten(text: str, source: str, page: str) -> str:
         there = _page_of(wanted)
         if there is None:
             return words
-        return f"[{words}]({os.path.relpath(there, os.path.dirname(page) or '.')}{hash_}{anchor})"
+        place = os.path.relpath(there, os.path.dirname(page) or ".")
+        return f"{image}[{words}]({place}{hash_}{anchor})"
 
     return _LINK.sub(link, text)
 
 
 def _page_of(path: str) -> str | None:
-    """The page of a file or folder of the repository, if it has one."""
+    """The page, or image, of a file or folder of the repository, if it has one."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path == "benchmarks/results":

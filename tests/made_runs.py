@@ -37,18 +37,25 @@ def recipe(folder: Path, **settings) -> Recipe:
     )
 
 
-def make_run(folder: Path, questions: Sequence[Example], iterations: int = 2) -> RunDirectory:
-    """The selector learns to take the gold document, and the generator then answers right."""
+def make_run(
+    folder: Path, questions: Sequence[Example], iterations: int = 2, good: int = 2
+) -> RunDirectory:
+    """The selector learns to take the gold document, and the generator then answers right.
+
+    Args:
+        good: samples of a question that select the gold document; in training there is one more,
+            which is malformed.
+    """
     run = RunDirectory.create(recipe(folder))
     run.write_held_out(questions)
     for iteration in range(iterations + 1):
-        _evaluate(run, questions, iteration)
+        _evaluate(run, questions, iteration, good)
         if iteration:
-            _iterate(run, questions, iteration)
+            _iterate(run, questions, iteration, good)
     return run
 
 
-def _evaluate(run: RunDirectory, questions: Sequence[Example], iteration: int) -> None:
+def _evaluate(run: RunDirectory, questions: Sequence[Example], iteration: int, good: int) -> None:
     documents = [0] if iteration else [1, 2]
     answer = "Lyon" if iteration else "in Paris"
     bound = -1.0 / (iteration + 1)
@@ -66,7 +73,7 @@ def _evaluate(run: RunDirectory, questions: Sequence[Example], iteration: int) -
             "malformed": False,
             "documents": documents,
             "selected": [],
-            "samples": [{"documents": [0], "logp": -0.5, "log_likelihood": bound}] * 2,
+            "samples": [{"documents": [0], "logp": -0.5, "log_likelihood": bound}] * good,
         }
         for e in questions
     ]
@@ -77,14 +84,15 @@ def _evaluate(run: RunDirectory, questions: Sequence[Example], iteration: int) -
     run.write_evaluation(f"iteration-{iteration:04d}", {**summary, "seconds": 1.0}, rows)
 
 
-def _iterate(run: RunDirectory, questions: Sequence[Example], iteration: int) -> None:
-    good = Selection("[1]", (5,), (-0.25,), (0,), False)
+def _iterate(run: RunDirectory, questions: Sequence[Example], iteration: int, good: int) -> None:
+    gold = Selection("[1]", (5,), (-0.25,), (0,), False)
     bad = Selection("nonsense", (6,), (-2.0,), (), True)
-    rollouts = [Rollout(e, (1, 2), (good, good, bad), iteration - 1) for e in questions]
+    rollouts = [Rollout(e, (1, 2), (*[gold] * good, bad), iteration - 1) for e in questions]
+    weights = (*[1 / good] * good, 0.0)
     run.write_rollouts(
         iteration,
-        [ScoredRollout(r, (-0.5, -0.5, -math.inf)) for r in rollouts],
-        [WeightedRollout(r, (0.5, 0.5, 0.0), (0.5, 0.5, 0.0)) for r in rollouts],
+        [ScoredRollout(r, (*[-0.5] * good, -math.inf)) for r in rollouts],
+        [WeightedRollout(r, weights, weights) for r in rollouts],
     )
     run.append_metrics({"iteration": iteration, "step": iteration, "selector/loss": 1 / iteration})
     run.append_metrics(

@@ -8,7 +8,7 @@ from dro_rl.chat.answering import Answering, Service
 from dro_rl.checkpoint import policies_of
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import located
-from dro_rl.listening import address_of, listen, warn_if_open
+from dro_rl.listening import address_of, answer_until_a_signal, listen, warn_if_open
 from dro_rl.recipe import Recipe
 from dro_rl.remote import bearer_token
 from dro_rl.rollout.environment import has_gpu
@@ -63,8 +63,6 @@ def serve_run(
 
 
 def _serve_here(service: Service, told: str, console: Console) -> None:
-    import uvicorn
-
     from dro_rl.chat.app import make_app
 
     listening = listen(service.host, service.port)
@@ -75,8 +73,7 @@ def _serve_here(service: Service, told: str, console: Console) -> None:
     address = address_of(service.host, listening.getsockname()[1])
     console.say(told.replace("{address}", address))
     warn_if_open(service.host, service.token, console.say)
-    config = uvicorn.Config(app, log_level="warning", limit_concurrency=_CONNECTIONS)
-    uvicorn.Server(config).run(sockets=[listening])
+    answer_until_a_signal(app, listening, _CONNECTIONS)
 
 
 def _check_both_fit(recipe: Recipe) -> None:

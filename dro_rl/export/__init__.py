@@ -17,6 +17,7 @@ from dro_rl.export.card import Exported, model_card
 from dro_rl.export.standalone import standalone
 from dro_rl.model_folders import local_model
 from dro_rl.policy import causal_lm
+from dro_rl.policy.merging import save_policy
 from dro_rl.prompts import prompt_style
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe
@@ -109,7 +110,7 @@ def _write_policy(recipe: Recipe, policy: PolicyName, model: str, folder: Path) 
         return {}
     tokenizer = causal_lm.load_tokenizer(model)
     loaded = causal_lm.load_model(section, model, training=False, device="cpu")
-    causal_lm.save_policy(loaded, tokenizer, folder, causal_lm.forward_dtype(section))
+    save_policy(loaded, tokenizer, folder, causal_lm.forward_dtype(section))
     return {
         "prompt": prompt_style(tokenizer, section.prompt),
         "max_length": section.max_length,

@@ -1,6 +1,6 @@
 """LoRA adapters beside a base model that stays as it is: into a peft model, or into files.
 
-Both take what `causal_lm.adapter_factors` gives, with the scaling in the factors, so that an
+Both take what `lora.adapter_factors` gives, with the scaling in the factors, so that an
 adapter made here has a scaling of 1.
 """
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dro_rl.policy.causal_lm import LEFT, RIGHT, adapted_layers, adapter_matrices, add_lora
+from dro_rl.policy.lora import LEFT, RIGHT, adapted_layers, adapter_matrices, add_lora
 from dro_rl.sections.policy import PolicySection
 
 

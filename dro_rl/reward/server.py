@@ -16,7 +16,13 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from dro_rl.errors import UserError
 from dro_rl.jsonlines import describe
-from dro_rl.listening import address_of, brings_token, listen, warn_if_open
+from dro_rl.listening import (
+    address_of,
+    answer_until_a_signal,
+    brings_token,
+    listen,
+    warn_if_open,
+)
 from dro_rl.remote import bearer_token
 from dro_rl.reward.base import Reward
 from dro_rl.reward.checks import checked_scores
@@ -98,8 +104,6 @@ def serve(reward: Reward, host: str, port: int, say: Callable[[str], None]) -> N
     Raises:
         UserError: the address cannot be taken.
     """
-    import uvicorn
-
     listening = listen(host, port)
     token = bearer_token()
     address = address_of(host, listening.getsockname()[1])
@@ -107,6 +111,4 @@ def serve(reward: Reward, host: str, port: int, say: Callable[[str], None]) -> N
     say(f"{type(reward).__name__}: scale {reward.scale}, needs {needs}")
     say(f"reward: {address}/score" + ("" if token else "  (no DRO_RL_TOKEN: for anyone who asks)"))
     warn_if_open(host, token, say)
-    app = make_app(reward, token)
-    config = uvicorn.Config(app, log_level="warning", limit_concurrency=_AT_ONCE)
-    uvicorn.Server(config).run(sockets=[listening])
+    answer_until_a_signal(make_app(reward, token), listening, _AT_ONCE)

@@ -12,6 +12,7 @@ import torch
 from dro_rl.policy import causal_lm
 from dro_rl.policy.completion import AnyLikelihood, Completion
 from dro_rl.policy.likelihood import Likelihood, batches
+from dro_rl.policy.merging import Received, load_weights
 from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
@@ -49,10 +50,10 @@ class RewardService:
         generator = self.recipe.generator
         self.writer = causal_lm.prompt_writer(generator, model)
         self.model = learning
-        self.received: causal_lm.Received | None = None
+        self.received: Received | None = None
         if learning is None:
             self.model = causal_lm.load_model(generator, model, training=False)
-            self.received = causal_lm.Received(generator)
+            self.received = Received(generator)
         self.likelihood: AnyLikelihood = Likelihood(self.model, generator.likelihood)
 
     @cached_property
@@ -122,7 +123,7 @@ class RewardService:
             RuntimeError: names or shapes are not this model's.
         """
         if self.received is not None:
-            causal_lm.load_weights(self.model, self.received.whole(unpack(weights)))
+            load_weights(self.model, self.received.whole(unpack(weights)))
 
     def probe(self, prompt_ids: tuple[int, ...], token_ids: tuple[int, ...]) -> list[float]:
         """log p of each token of a fixed completion [nats]: must equal the learner's."""

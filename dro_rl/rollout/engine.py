@@ -89,5 +89,5 @@ class Engine(Protocol):
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replace all weights, named as in a Hugging Face checkpoint; or, of an engine that serves
-        a policy beside another on one base, its adapter (`causal_lm.adapter_factors`)."""
+        a policy beside another on one base, its adapter (`lora.adapter_factors`)."""
         ...

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from dro_rl.policy import causal_lm
 from dro_rl.policy.distinct import SelectionGrammar
+from dro_rl.policy.merging import load_weights
 from dro_rl.rollout.engine import Sample, Tokens, Usage
 from dro_rl.sections.policy import PolicySection
 from dro_rl.sections.process import RolloutSection
@@ -94,7 +95,7 @@ class TransformersEngine:
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See Engine.load_weights."""
-        causal_lm.load_weights(self._model, weights)
+        load_weights(self._model, weights)
 
     def _sample_batch(
         self,

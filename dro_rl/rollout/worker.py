@@ -44,7 +44,8 @@ class RolloutWorker:
         os.environ.update(engine_environment(recipe.rollout, recipe.cluster.threads))
         import torch
 
-        from dro_rl.policy.causal_lm import Received, prompt_writer, resolve_model
+        from dro_rl.policy.causal_lm import prompt_writer, resolve_model
+        from dro_rl.policy.merging import Received
 
         torch.set_num_threads(recipe.cluster.threads)  # local mode imported torch before us
         self._recipe = recipe

@@ -2,6 +2,7 @@
 is remembered, also over a resume."""
 
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +49,9 @@ def served() -> Iterator[str]:
         yield found[1]
     finally:
         watchdog.cancel()
-        process.terminate()
-        process.communicate(timeout=20)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_a_run_with_a_served_reward_is_the_run_with_the_reward_itself(served, tmp_path):

@@ -83,6 +83,19 @@ def test_ray_serve_and_vllm_answer_openais_client(run):
     assert "Traceback" not in out + err
 
 
+def test_without_ray_ctrl_c_ends_it(run):
+    port = free_port()
+    words = ("cluster.mode=local", "rollout.engine=transformers", "--port", str(port))
+    process = start("serve", run, *words)
+    try:
+        wait_until_ready(process, f"http://127.0.0.1:{port}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert f"model warm at http://127.0.0.1:{port}/v1" in out
+
+
 def test_what_cannot_be_served_is_refused(run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

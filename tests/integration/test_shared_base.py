@@ -78,7 +78,7 @@ def seen(tmp_path_factory) -> Seen:
 def observe(folder: Path) -> Seen:
     """In the spawned process: steps, syncs, and weights that went astray."""
     from dro_rl.cluster.processes import open_cluster
-    from dro_rl.teams import start_teams
+    from dro_rl.roles import start_teams
     from dro_rl.tracking.console import Console
 
     recipe = recipe_of(folder, rollout={"engine": "vllm", "max_sequences": 16})
@@ -207,7 +207,7 @@ def after_losses(teams) -> list[str]:
 @pytest.mark.timeout(180)
 def test_on_ray_two_processes_do_what_one_does(tmp_path):
     from dro_rl.cluster.processes import open_cluster
-    from dro_rl.teams import start_teams
+    from dro_rl.roles import start_teams
     from dro_rl.tracking.console import Console
     from dro_rl.usage import peak_memory
 

@@ -56,7 +56,7 @@ def seen(request, tmp_path_factory) -> Seen:
 def observe(folder: Path, kind: str) -> Seen:
     """In the spawned process: a step of both learners, a sync, and weights that went astray."""
     from dro_rl.cluster.processes import open_cluster
-    from dro_rl.teams import start_teams
+    from dro_rl.roles import start_teams
     from dro_rl.tracking.console import Console
 
     for seed, policy in enumerate(POLICIES):

@@ -14,6 +14,7 @@ from dro_rl.estimate.shape import Shape
 from dro_rl.policy import causal_lm
 from dro_rl.policy.completion import Completion
 from dro_rl.policy.likelihood import Likelihood
+from dro_rl.policy.lora import add_lora
 from dro_rl.recipe import Recipe
 from tests.made_recipes import recipe_of
 
@@ -53,7 +54,7 @@ def make_model(recipe: Recipe, shape: Shape) -> Any:
     )
     lora, dtype = recipe.selector.lora, causal_lm.forward_dtype(recipe.selector)
     model: Any = LlamaForCausalLM(config).to(dtype if lora else torch.float32)
-    return causal_lm.add_lora(model, recipe.selector) if lora else model
+    return add_lora(model, recipe.selector) if lora else model
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dro_rl.policy import causal_lm
 from dro_rl.policy.adapters import add_served, load_factors, write_adapter
-from dro_rl.policy.causal_lm import adapter_factors, add_lora, load_model, merged_weights
+from dro_rl.policy.causal_lm import load_model
+from dro_rl.policy.lora import LEFT, adapter_factors, add_lora
+from dro_rl.policy.merging import load_weights, merged_weights
 from dro_rl.sections.policy import PolicySection
 from tests.models import make_llama
 
@@ -62,9 +63,9 @@ def test_factors_and_merged_weights_are_those_of_the_active_adapter(folder, poli
     wanted = logits(model, policy)
     plain = load_model(section(folder, policy), str(folder), training=False)
     assert (logits(plain) - wanted).abs().max() > 0.1
-    ranks = {f.shape[1] for n, f in adapter_factors(model) if n.endswith(causal_lm.LEFT)}
+    ranks = {f.shape[1] for n, f in adapter_factors(model) if n.endswith(LEFT)}
     assert ranks == {LORA[policy]["rank"]}
-    causal_lm.load_weights(plain, dict(merged_weights(model)))
+    load_weights(plain, dict(merged_weights(model)))
     torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=1e-4)
 
 

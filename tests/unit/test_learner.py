@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from dro_rl.algorithms import Group, weigh
 from dro_rl.errors import UserError
 from dro_rl.learner import Learner
-from dro_rl.policy import causal_lm
+from dro_rl.policy.merging import Received, load_weights
 from dro_rl.policy.weights import unpack
 from dro_rl.records import WeightedRollout
 from dro_rl.reward import load_reward
@@ -153,7 +153,7 @@ def test_lora_trains_and_ships_adapters_alone(folder, policy, dtype, tmp_path):
 
     learner.save_policy(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").state_dict()
-    whole = causal_lm.Received(learner.section).whole(unpack(sent))
+    whole = Received(learner.section).whole(unpack(sent))
     assert whole.keys() == saved.keys()
     for name, weight in whole.items():
         assert weight.dtype == saved[name].dtype and torch.equal(weight, saved[name]), name
@@ -163,10 +163,10 @@ def test_adapters_that_were_sent_make_the_learners_policy(folder):
     learner = make_learner(folder, "generator", generator={"lora": {"rank": 4, "alpha": 6}})
     learner.step(make_batch(learner))
     plain = make_learner(folder, "generator")
-    received = causal_lm.Received(learner.section)
+    received = Received(learner.section)
     for _ in range(2):  # the second set of adapters replaces the first
         learner.step(make_batch(learner))
-        causal_lm.load_weights(plain.model, received.whole(unpack(learner.weights())))
+        load_weights(plain.model, received.whole(unpack(learner.weights())))
         (completion, wanted), (same, got) = (x.probe(make_example()) for x in (learner, plain))
         assert same == completion
         assert got == pytest.approx(wanted, abs=1e-5)
@@ -193,7 +193,7 @@ def test_adapters_of_another_model_are_refused(folder):
     learner = make_learner(folder, "generator", generator={"lora": {"rank": 4}})
     weights = {n.replace("layers.1", "layers.7"): w for n, w in unpack(learner.weights()).items()}
     with pytest.raises(RuntimeError, match="layers.7"):
-        causal_lm.Received(learner.section).whole(weights)
+        Received(learner.section).whole(weights)
 
 
 def test_bfloat16_keeps_float32_weights_and_ships_bfloat16(folder):

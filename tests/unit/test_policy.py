@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dro_rl.errors import UserError
 from dro_rl.policy import causal_lm
-from dro_rl.policy.causal_lm import load_model, load_tokenizer, merged_weights, resolve_model
+from dro_rl.policy.causal_lm import load_model, load_tokenizer, resolve_model
+from dro_rl.policy.lora import adapter_factors, add_lora
+from dro_rl.policy.merging import merged_weights, save_policy
 from dro_rl.policy.scratch import make_scratch, train_tokenizer
 from dro_rl.policy.weights import pack, unpack
 from dro_rl.prompts import PromptWriter
@@ -167,7 +169,7 @@ def test_prompts_leave_room_for_the_longest_completion(folder):
 def adapted(folder, **changes):
     """A model with LoRA adapters that change what it says."""
     settings = section(folder, **{"lora": {"rank": 4, "alpha": 8}, **changes})
-    model = causal_lm.add_lora(load_model(settings, str(folder), training=True), settings)
+    model = add_lora(load_model(settings, str(folder), training=True), settings)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -194,7 +196,7 @@ def test_merged_weights_are_the_adapted_models_under_plain_names(kind, request):
 @pytest.mark.parametrize("target", ["q_proj", "embed_tokens"])
 def test_adapters_of_any_matrix_are_two_factors_of_what_peft_adds(folder, target):
     model = adapted(folder, lora={"rank": 4, "alpha": 6, "target_modules": [target]})
-    factors = dict(causal_lm.adapter_factors(model))
+    factors = dict(adapter_factors(model))
     deltas = {
         name: module.get_delta_weight("default")
         for name, module in model.get_base_model().named_modules()
@@ -219,7 +221,7 @@ def test_merging_leaves_the_model_untouched(folder):
 
 def test_fresh_adapters_change_nothing_and_are_all_that_learns(folder):
     settings = section(folder, lora={"rank": 4}, dtype="bfloat16")
-    model = causal_lm.add_lora(load_model(settings, str(folder), training=True), settings)
+    model = add_lora(load_model(settings, str(folder), training=True), settings)
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert learning and all("lora_" in n for n in learning)
     assert {p.dtype for p in learning.values()} == {torch.float32}
@@ -243,7 +245,7 @@ def test_merged_weights_of_a_plain_model_are_its_own(tied_folder):
 def test_a_saved_policy_is_a_plain_checkpoint_with_the_same_logits(kind, lora, request, tmp_path):
     source = request.getfixturevalue(kind)
     model = adapted(source) if lora else load_model(section(), str(source), training=True)
-    causal_lm.save_policy(model, load_tokenizer(str(source)), tmp_path / "out", torch.float32)
+    save_policy(model, load_tokenizer(str(source)), tmp_path / "out", torch.float32)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
     assert (
@@ -255,7 +257,7 @@ def test_a_saved_policy_is_a_plain_checkpoint_with_the_same_logits(kind, lora, r
 
 def test_a_policy_is_saved_in_its_own_dtype(folder, tmp_path):
     model = load_model(section(dtype="bfloat16"), str(folder), training=True)
-    causal_lm.save_policy(model, load_tokenizer(str(folder)), tmp_path, torch.bfloat16)
+    save_policy(model, load_tokenizer(str(folder)), tmp_path, torch.bfloat16)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert loaded.dtype == torch.bfloat16

@@ -105,7 +105,7 @@ def make_teams(recipe, reward: str, monkeypatch) -> tuple[Teams, list[int]]:
     from dro_rl.cluster.processes import open_cluster
     from dro_rl.recipe import POLICIES
     from dro_rl.reward.service import RewardService
-    from dro_rl.teams import start_teams
+    from dro_rl.roles import start_teams
     from dro_rl.tracking.console import Console
 
     recipe = recipe.model_copy(update={"reward": RewardSection(use=reward)})

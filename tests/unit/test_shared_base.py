@@ -10,7 +10,8 @@ from dro_rl.estimate.shape import shape_of
 from dro_rl.recipe import POLICIES
 from dro_rl.recipe_file import make_recipe as checked
 from dro_rl.records import WeightedRollout
-from dro_rl.teams import Teams, process_count, start_teams
+from dro_rl.roles import process_count, start_teams
+from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 from tests.tiny import make_example, make_policies, make_recipe
 

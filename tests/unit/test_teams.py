@@ -6,11 +6,13 @@ import pytest
 
 from dro_rl.cluster.processes import open_cluster
 from dro_rl.policy import causal_lm
+from dro_rl.policy.merging import merged_weights
 from dro_rl.policy.weights import pack
 from dro_rl.recipe import POLICIES
+from dro_rl.roles import start_teams
 from dro_rl.rollout.engine import Usage
 from dro_rl.sections.process import ClusterSection
-from dro_rl.teams import Teams, start_teams
+from dro_rl.teams import Teams
 from dro_rl.tracking.console import Console
 from tests.tiny import make_example, make_recipe
 
@@ -92,7 +94,7 @@ def test_selections_of_other_weights_than_the_engines_were_given_are_refused(fol
     teams = make_teams(folder, 1)
     section = teams.recipe.selector
     model = causal_lm.load_model(section, section.model, training=False)
-    weights = pack(causal_lm.merged_weights(model))
+    weights = pack(merged_weights(model))
     teams.engines["selector"].submit("load_weights", weights, 4)()
     with pytest.raises(RuntimeError, match="'q0' was sampled with version 4.*given version 0"):
         teams.select(EXAMPLES, 2, 7, nothing)
