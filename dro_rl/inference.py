@@ -60,6 +60,7 @@ def _results_matter(recipe: Recipe) -> dict[str, Any]:
         settings["reward"] = recipe.resolved()["reward"]  # which is evaluated then
     del settings["rollout"]["workers"], settings["training"]["iterations"]
     settings["data"].pop("allow_overlap", None)
+    settings["selector"].pop("cache_dir", None)
     retrieval = settings["retrieval"]
     for searching in (retrieval, *retrieval.get("of", ())):  # the members of a fusion
         for key in ("cache_dir", "environment", "batch_size"):

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dro_rl.errors import UserError
-from dro_rl.policy.frozen import Frozen, TaskText
+from dro_rl.jsonlines import located
+from dro_rl.policy.frozen import Frozen
 from dro_rl.policy.picks import State
 from dro_rl.policy.texts import Lengths, Text, document_text, question_text
+from dro_rl.policy.vectors import TaskText
 from dro_rl.records import Example
 from dro_rl.sections.encoder import EncoderSelector
 
@@ -110,7 +112,9 @@ class BiEncoder(Encoder):
             )
         self.cosine = similarity == "cosine"
         self.scale = section.scale or (20.0 if self.cosine else 1.0)
-        self.frozen = Frozen(plain, self._encoded) if section.train == "head" else None
+        self.frozen = None
+        if section.train == "head":
+            self.frozen = Frozen(plain, self._encoded, located(section.cache_dir).absolute())
 
     def scores(self, states: Sequence[State]) -> Tensor:
         texts = self._by_task(states)

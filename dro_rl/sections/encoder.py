@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from dro_rl.sections.base import Section
+from dro_rl.sections.base import MAY_CHANGE, Section
 
 _ALGORITHMS = ("dro", "maxrl", "grpo", "rloo", "reinforce")
 
@@ -37,6 +37,10 @@ class EncoderSelector(Section):
         default="all",
         description="head: a linear map after a frozen bi-encoder, whose vectors are computed "
         "once a text; saved as a Dense module",
+    )
+    cache_dir: Annotated[str, MAY_CHANGE] = Field(
+        default="~/.cache/dro_rl/retrieval",
+        description="where the vectors of train: head are kept, for later runs too",
     )
     max_length: PositiveInt | None = Field(
         default=None,
