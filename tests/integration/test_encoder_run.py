@@ -168,9 +168,17 @@ def test_an_evaluation_is_repeatable(run):
     }
 
 
-@pytest.mark.parametrize("train_what", ["all", "head"])
-def test_a_resumed_run_ends_as_an_undisturbed_one(folder, tmp_path, train_what):
-    selector = {"train": train_what}
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {},
+        {"train": "head"},
+        {"train": "last_layers", "layers": 1},
+        {"lora": {"rank": 2}},
+    ],
+    ids=["all", "head", "last layer", "lora"],
+)
+def test_a_resumed_run_ends_as_an_undisturbed_one(folder, tmp_path, selector):
     whole, halves = tmp_path / "whole" / "run", tmp_path / "halves" / "run"
     train(recipe(folder, whole, selector=selector), quiet()[0])
     train(recipe(folder, halves, selector=selector, training={"iterations": 1}), quiet()[0])
