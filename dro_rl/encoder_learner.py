@@ -37,7 +37,7 @@ class EncoderObjective(Objective):
 
 
 class EncoderLearner(Learner):
-    """Trains an encoder, or its head."""
+    """Trains an encoder, or a part of it."""
 
     def _load(self, name: str, base: Any) -> Any:
         return load_encoder(_settings(self.recipe), name)
@@ -46,7 +46,7 @@ class EncoderLearner(Learner):
         return EncoderObjective(self.recipe, self.policy, self.model, None, initial)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """What learns: all of the encoder, or its head."""
+        """What learns: all of the encoder, or a part of it."""
         return pack(self.model.learned())
 
     def probe(self, example: Example) -> tuple[Picks, list[float]]:

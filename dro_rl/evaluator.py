@@ -36,6 +36,7 @@ def evaluate(
         chosen = [r.selections[0] for r in greedy]
         sampled = teams.select(examples, samples, seed, advance, on_policy=True)
         made = _made(teams, chosen, sampled, advance)
+        scale = teams.reward_scale if teams.recipe.generator.is_none else "linear"
     evaluated = [
         EvaluatedExample(
             r.example,
@@ -45,6 +46,7 @@ def evaluate(
             likelihoods,
             tuple(z.logp for z in r.selections),
             log_rewards,
+            scale,
         )
         for s, (answer, likelihoods, log_rewards), r in zip(chosen, made, sampled, strict=True)
     ]
@@ -83,7 +85,7 @@ def _row(e: EvaluatedExample, sampled: Rollout) -> dict[str, Any]:
         **{f"recall@{k}": answer_recall(e.example, e.documents, k) for k in (1, 3, 5)},
         "gold_recall": gold_recall(e.example, e.documents),
         "bound": e.bound,
-        **({} if e.reward is None else {"reward": e.reward}),
+        **({"reward": e.reward} if e.log_rewards else {}),
         "malformed": e.malformed,
         "documents": list(e.documents),
         "selected": [{"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in chosen],

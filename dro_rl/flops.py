@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from dro_rl.model_folders import local_model
 from dro_rl.policy.causal_lm import resolve_model
+from dro_rl.policy.encoder_parts import train_last_layers
 from dro_rl.sections.encoder import EncoderSelector
 
 
@@ -64,8 +65,9 @@ def model_size(name: str) -> ModelSize:
 
 
 def encoder_size(section: EncoderSelector) -> ModelSize:
-    """The sizes of a sentence encoder, from its configuration: what learns of it, its attention
-    left aside. A head alone is a square matrix, which every text meets."""
+    """The sizes of a sentence encoder, from its configuration, its attention left aside. A head
+    alone is a square matrix, which every text meets; of frozen layers, which have a forward pass
+    alone, a third counts."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -75,5 +77,10 @@ def encoder_size(section: EncoderSelector) -> ModelSize:
         return ModelSize(body=config.hidden_size**2, head=0, layers=0, width=0)
     with torch.device("meta"):
         model = AutoModel.from_config(config, trust_remote_code=False)
-    embedding = model.get_input_embeddings().weight.numel()
-    return ModelSize(sum(p.numel() for p in model.parameters()) - embedding, 0, 0, 0)
+    if section.layers:
+        train_last_layers(model, section.layers, section.model)
+    embedding = model.get_input_embeddings().weight
+    body = [p for p in model.parameters() if p is not embedding]
+    learned = sum(p.numel() for p in body if section.lora or p.requires_grad)
+    frozen = sum(p.numel() for p in body) - learned
+    return ModelSize(learned + frozen // 3, 0, 0, 0)

@@ -13,7 +13,7 @@ from dro_rl.errors import UserError
 from dro_rl.questions import shares
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout
-from dro_rl.reward import Need
+from dro_rl.reward import Need, Scale
 from dro_rl.reward.cache import Cache, New
 from dro_rl.rollout.engine import Usage
 from dro_rl.shared_base import apart
@@ -47,6 +47,11 @@ class Teams:
     def needs(self) -> tuple[Need, ...]:
         """What the recipe's reward needs, as the reward service has it."""
         return self.reward.submit("needs")()[0]
+
+    @cached_property
+    def reward_scale(self) -> Scale:
+        """Of the recipe's reward."""
+        return self.reward.submit("scale")()[0]
 
     @cached_property
     def reward_code(self) -> str | None:

@@ -59,6 +59,7 @@ def make_encoder_recipe(model: Path, selector: dict[str, Any] | None = None, **s
             "documents": 2,
             "scale": SPREAD,
             "learning_rate": 1e-3,
+            "cache_dir": str(model.with_name("cache")),
             **(selector or {}),
         },
         "generator": "none",

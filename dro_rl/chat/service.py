@@ -90,10 +90,10 @@ def _check_both_fit(recipe: Recipe) -> None:
 
 def _from_anywhere(recipe: Recipe) -> Recipe:
     """A replica has a working folder of its own."""
-    retrieval = recipe.retrieval
-    if not isinstance(retrieval, CorpusSection):
-        return recipe
-    cache = str(located(retrieval.cache_dir).absolute())
-    return recipe.model_copy(
-        update={"retrieval": retrieval.model_copy(update={"cache_dir": cache})}
-    )
+    changed = {}
+    for name in ("retrieval", "selector"):
+        section = getattr(recipe, name)
+        if isinstance(section, CorpusSection | EncoderSelector):
+            cache = str(located(section.cache_dir).absolute())
+            changed[name] = section.model_copy(update={"cache_dir": cache})
+    return recipe.model_copy(update=changed)

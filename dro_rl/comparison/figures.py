@@ -36,7 +36,7 @@ FIGURES = (
     ("f1", "F1 [%]", 100),
     ("gold_recall", "gold recall [%]", 100),
     ("bound", "bound [nats]", 1),
-    ("reward", "mean reward of sampled selections", 1),
+    ("reward", "reward of sampled selections (log-rewards in nats)", 1),
     ("effective_sample_size", "effective sample size", 1),
 )
 

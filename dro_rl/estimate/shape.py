@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dro_rl.sections.policy import Lora, PolicySection, Scratch
+from dro_rl.sections.lora import Lora
+from dro_rl.sections.policy import PolicySection, Scratch
 
 _BUILTIN = Path(__file__).resolve().parents[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class EvaluatedExample:
     the greedy selection and the greedy answer from it. `log_likelihoods` are log p_g(y|x,d_zi) and
     `selector_logps` are log p_s(z_i|x) of the m selections sampled from the selector [nats, sums
     over tokens]. Without a generator there is no answer (None) and no likelihood; `log_rewards` are
-    log r(z_i) of the same selections then [nats, -inf where r is 0].
+    log r(z_i) of the same selections then [nats, -inf where r is 0], and `reward_scale` is the
+    reward's.
     """
 
     example: Example
@@ -44,6 +46,7 @@ class EvaluatedExample:
     log_likelihoods: tuple[float, ...]
     selector_logps: tuple[float, ...]
     log_rewards: tuple[float, ...] = ()
+    reward_scale: Literal["linear", "log"] = "linear"
 
     @property
     def em(self) -> float | None:
@@ -62,8 +65,13 @@ class EvaluatedExample:
 
     @property
     def reward(self) -> float | None:
-        """The mean of r over the sampled selections."""
-        return _mean(map(math.exp, self.log_rewards)) if self.log_rewards else None
+        """Of the sampled selections: of a linear reward the mean of r, of a log-reward log of it
+        [nats], None where all of them have r = 0."""
+        if not self.log_rewards:
+            return None
+        if self.reward_scale == "linear":
+            return _mean(map(math.exp, self.log_rewards))
+        return log_mean_exp(self.log_rewards) if max(self.log_rewards) > -math.inf else None
 
 
 def summarise(
@@ -83,7 +91,9 @@ def summarise(
     -log p_s(z_i|x) [nats].
 
     Without a generator `em`, `f1`, `bound`, `bound_se` and `effective_sample_size` are None, and
-    there is `reward`, the mean of r over the sampled selections.
+    there is `reward`: of a linear reward the mean of r over the sampled selections, of a log-reward
+    log (1/m) sum_i r(z_i) [nats] (over the questions with a selection of r > 0), which is the bound
+    where r is a likelihood.
 
     Raises:
         UserError: there are no questions, or a question's log-likelihoods are missing or not
@@ -98,7 +108,6 @@ def summarise(
         for k in (1, 3, 5)
     }
     bounds = _known(one.bound for one in evaluated)
-    rewards = _known(one.reward for one in evaluated)
     return {
         "iteration": iteration,
         "questions": len(evaluated),
@@ -108,7 +117,11 @@ def summarise(
         "gold_recall": _mean_known(gold_recall(one.example, one.documents) for one in evaluated),
         "bound": _mean_known(bounds),
         "bound_se": _standard_error(bounds),
-        **({"reward": _mean(rewards)} if rewards else {}),
+        **(
+            {"reward": _mean_known(one.reward for one in evaluated)}
+            if any(one.log_rewards for one in evaluated)
+            else {}
+        ),
         "effective_sample_size": _mean_known(
             _effective(one.log_likelihoods) if one.log_likelihoods else None for one in evaluated
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from dro_rl.errors import UserError
-from dro_rl.policy.frozen import Frozen, TaskText
+from dro_rl.jsonlines import located
+from dro_rl.policy.encoder_parts import (
+    add_adapters,
+    merged,
+    train_last_layers,
+    without_adapters,
+)
+from dro_rl.policy.frozen import Frozen
 from dro_rl.policy.picks import State
 from dro_rl.policy.texts import Lengths, Text, document_text, question_text
+from dro_rl.policy.vectors import TaskText
 from dro_rl.records import Example
 from dro_rl.sections.encoder import EncoderSelector
 
@@ -39,6 +48,10 @@ class Encoder(nn.Module, ABC):
 
     def __init__(self, section: EncoderSelector, plain: Any, name: str) -> None:
         super().__init__()
+        if section.lora:
+            add_adapters(plain, section.lora, name)
+        elif section.layers:
+            train_last_layers(plain, section.layers, name)
         self.section, self.name, self.plain = section, name, plain
         self.lengths = Lengths(plain.tokenizer)
         self.limit: int = plain.max_seq_length or plain.tokenizer.model_max_length
@@ -86,13 +99,18 @@ class Encoder(nn.Module, ABC):
         if missing or unknown:
             raise RuntimeError(f"weights lack {sorted(missing)[:3]}, and bring {unknown[:3]}")
 
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """As peft's: the encoder without what its adapters have learned, in a block."""
+        return without_adapters(self.plain)
+
     def save(self, folder: Path) -> None:
-        """A plain model of sentence-transformers."""
+        """A plain model of sentence-transformers, adapters folded in."""
         backend = getattr(self.plain.tokenizer, "backend_tokenizer", None)
         if backend is not None:  # it would be saved with the lengths of the last call
             backend.no_truncation()
             backend.no_padding()
-        self.plain.save_pretrained(str(folder), create_model_card=False)
+        plain = merged(self.plain) if self.section.lora else self.plain
+        plain.save_pretrained(str(folder), create_model_card=False)
 
 
 class BiEncoder(Encoder):
@@ -110,7 +128,9 @@ class BiEncoder(Encoder):
             )
         self.cosine = similarity == "cosine"
         self.scale = section.scale or (20.0 if self.cosine else 1.0)
-        self.frozen = Frozen(plain, self._encoded) if section.train == "head" else None
+        self.frozen = None
+        if section.train == "head":
+            self.frozen = Frozen(plain, self._encoded, located(section.cache_dir).absolute())
 
     def scores(self, states: Sequence[State]) -> Tensor:
         texts = self._by_task(states)

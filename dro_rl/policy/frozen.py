@@ -1,4 +1,4 @@
-"""`selector.train: head`: a linear map after a frozen encoder, whose vectors are kept by text.
+"""`selector.train: head`: a linear map after a frozen encoder, whose vectors are kept.
 
 The head is the encoder's last Dense module; one without gets one that changes nothing yet. Saved,
 it is a module like the others.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dro_rl.policy.texts import drop_oldest
+from dro_rl.policy.vectors import TaskText, vectors_in
 
-TaskText = tuple[str, str]
 Encode = Callable[[Sequence[TaskText], Any], Tensor]
+
+_FORMAT = 1  # raise it when the layout of the vectors' files changes
+_LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 
 class Frozen:
@@ -26,9 +29,10 @@ class Frozen:
     Args:
         plain: a SentenceTransformer; its head is the only part that learns from now on.
         encode: makes vectors of (task, text) by the modules that it is given.
+        cache: the folder in which a folder of this encoder's vectors is kept.
     """
 
-    def __init__(self, plain: Any, encode: Encode) -> None:
+    def __init__(self, plain: Any, encode: Encode, cache: Path) -> None:
         from sentence_transformers.base.modules import Dense
 
         modules = list(plain)
@@ -44,20 +48,20 @@ class Frozen:
         self.body, self.head = nn.ModuleList(modules[: places[-1]]), modules[places[-1] :]
         self.device = plain.device
         self.encode = encode
-        self.kept = _kept(_digest(self.body, plain))
+        self.vectors = vectors_in(cache / f"encoder-{_digest(self.body, plain)}")
 
     def __call__(self, texts: Sequence[TaskText]) -> Tensor:
         """(T, d)."""
         with torch.no_grad():
-            for text in texts:
-                if text not in self.kept:  # alone: what a text is beside would show in a last bit
-                    self.kept[text] = self.encode([text], self._through_body)[0].cpu()
-        rows = torch.stack([self.kept[text] for text in texts])
-        drop_oldest(self.kept)
+            rows = self.vectors.of(texts, self._vector)
         features: dict[str, Any] = {"sentence_embedding": rows.to(self.device)}
         for module in self.head:
             features = module(features)
         return features["sentence_embedding"]
+
+    def _vector(self, text: TaskText) -> Tensor:
+        """Of a text alone: what it is beside would show in the last bit."""
+        return self.encode([text], self._through_body)[0]
 
     def _through_body(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         for module in self.body:
@@ -67,11 +71,12 @@ class Frozen:
 
 
 def _digest(body: nn.Module, plain: Any) -> str:
-    """Stands for what the vectors depend on."""
+    """Stands for what the vectors depend on, to the last bit."""
     parts: list[Any] = list(body.children())
     modules = [(type(part).__name__, part.get_config_dict()) for part in parts]
+    made = (_FORMAT, plain.device.type, *map(version, _LIBRARIES))
     read = (plain.max_seq_length, plain.prompts, modules, _tokenizer(plain.tokenizer))
-    content = hashlib.blake2b(repr(read).encode())
+    content = hashlib.blake2b(repr((made, read)).encode(), digest_size=16)
     for name, tensor in body.state_dict().items():
         content.update(name.encode())
         content.update(tensor.cpu().contiguous().numpy().data)
@@ -85,9 +90,3 @@ def _tokenizer(tokenizer: Any) -> str:
     backend.no_truncation()  # else it stands for the last call too
     backend.no_padding()
     return backend.to_str()
-
-
-@cache
-def _kept(body: str) -> dict[TaskText, Tensor]:
-    """The vectors of a frozen body: in one process engine, learner and further runs share them."""
-    return {}

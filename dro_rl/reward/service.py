@@ -17,7 +17,7 @@ from dro_rl.policy.targets import answer_target, target_log_likelihoods
 from dro_rl.policy.weights import unpack
 from dro_rl.recipe import Recipe
 from dro_rl.records import Outcome, Rollout, ScoredRollout
-from dro_rl.reward import Need, Reward, load_reward
+from dro_rl.reward import Need, Reward, Scale, load_reward
 from dro_rl.reward.loading import code_of
 from dro_rl.reward.scoring import (
     Documents,
@@ -68,6 +68,10 @@ class RewardService:
     def needs(self) -> tuple[Need, ...]:
         """What the reward needs."""
         return tuple(self.reward.needs)
+
+    def scale(self) -> Scale:
+        """The reward's."""
+        return self.reward.scale
 
     def code(self) -> str | None:
         """See `code_of`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from dro_rl.sections.base import Section
+from dro_rl.sections.base import MAY_CHANGE, Section
+from dro_rl.sections.lora import Lora
 
 _ALGORITHMS = ("dro", "maxrl", "grpo", "rloo", "reinforce")
 
@@ -33,10 +34,21 @@ class EncoderSelector(Section):
         description="multiplies similarities before the softmax; by default 20 for a bi-encoder's "
         "cosine, as in sentence-transformers' in-batch loss, and 1 for other scores",
     )
-    train: Literal["all", "head"] = Field(
+    train: Literal["all", "last_layers", "head"] = Field(
         default="all",
-        description="head: a linear map after a frozen bi-encoder, whose vectors are computed "
+        description="last_layers: as many transformer layers as `layers` says, and what comes "
+        "after them; head: a linear map after a frozen bi-encoder, whose vectors are computed "
         "once a text; saved as a Dense module",
+    )
+    layers: PositiveInt | None = Field(
+        default=None, description="transformer layers that learn with train: last_layers"
+    )
+    lora: Lora | None = Field(
+        default=None, description="adapters of the transformer learn, and its weights do not"
+    )
+    cache_dir: Annotated[str, MAY_CHANGE] = Field(
+        default="~/.cache/dro_rl/retrieval",
+        description="where the vectors of train: head are kept, for later runs too",
     )
     max_length: PositiveInt | None = Field(
         default=None,
@@ -48,7 +60,22 @@ class EncoderSelector(Section):
     # What the loop reads of every policy, and no recipe decides here.
     dtype: ClassVar[Literal["float32"]] = "float32"
     ranks: ClassVar[int] = 1
-    lora: ClassVar[None] = None
+
+    @model_validator(mode="after")
+    def _one_part_learns(self) -> EncoderSelector:
+        if (self.layers is not None) != (self.train == "last_layers"):
+            raise ValueError(
+                "train: last_layers and layers, how many of them, go together: "
+                + ("leave layers out" if self.layers else "add layers: 2")
+            )
+        if self.lora and self.train != "all":
+            raise ValueError(f"lora is what learns: leave out train: {self.train}")
+        if self.lora and (self.lora.quantize or self.lora.dropout):
+            raise ValueError(
+                "lora of an encoder is in float32, and without dropout: leave out lora.quantize "
+                "and lora.dropout"
+            )
+        return self
 
 
 def check_encoder_settings(

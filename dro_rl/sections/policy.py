@@ -7,22 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_serializer, model_validator
 
-from dro_rl.sections.base import MAY_CHANGE, POLICIES, Rate, Section
+from dro_rl.sections.base import MAY_CHANGE, POLICIES, Section
 from dro_rl.sections.encoder import EncoderSelector
-
-
-class Lora(Section):
-    """Low-rank adapters (peft) on the linear layers."""
-
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32
-    dropout: Rate = 0.0
-    target_modules: str | list[str] = "all-linear"
-    quantize: Literal["4bit"] | None = Field(
-        default=None,
-        description="4bit: the learner holds what is below the adapters in 4 bits (QLoRA); needs "
-        "bitsandbytes",
-    )
+from dro_rl.sections.lora import Lora
 
 
 class Scratch(Section):

@@ -19,6 +19,7 @@ from dro_rl.chat.service import serve_run
 from dro_rl.comparison.runs import Run, read_result
 from dro_rl.comparison.tables import headline, paired_table
 from dro_rl.errors import UserError
+from dro_rl.evaluation import log_mean_exp
 from dro_rl.export import export_run
 from dro_rl.inference import evaluate_run
 from dro_rl.pipeline import load_pipeline
@@ -168,9 +169,17 @@ def test_an_evaluation_is_repeatable(run):
     }
 
 
-@pytest.mark.parametrize("train_what", ["all", "head"])
-def test_a_resumed_run_ends_as_an_undisturbed_one(folder, tmp_path, train_what):
-    selector = {"train": train_what}
+@pytest.mark.parametrize(
+    "selector",
+    [
+        {},
+        {"train": "head"},
+        {"train": "last_layers", "layers": 1},
+        {"lora": {"rank": 2}},
+    ],
+    ids=["all", "head", "last layer", "lora"],
+)
+def test_a_resumed_run_ends_as_an_undisturbed_one(folder, tmp_path, selector):
     whole, halves = tmp_path / "whole" / "run", tmp_path / "halves" / "run"
     train(recipe(folder, whole, selector=selector), quiet()[0])
     train(recipe(folder, halves, selector=selector, training={"iterations": 1}), quiet()[0])
@@ -212,6 +221,25 @@ def test_a_run_stops_when_the_reward_no_longer_rises(folder, tmp_path):
     slow = {"learning_rate": 1e-12}
     train(recipe(folder, tmp_path / "run", training=settings, selector=slow), console)
     assert "stopped early: no better reward since iteration" in said.getvalue()
+
+
+def test_a_log_reward_is_evaluated_in_nats(folder, tmp_path):
+    """The mean over questions of log-mean-exp: what the loop maximises."""
+    (tmp_path / "reward.py").write_text(
+        "from dro_rl.reward import Reward\n"
+        "class Likelihood(Reward):\n"
+        "    scale = 'log'\n"
+        "    def score(self, outcomes):\n"
+        "        return [-900.0 - 3 * min(o.documents) for o in outcomes]\n"
+    )
+    settings = {"training": {"iterations": 1}, "reward": str(tmp_path / "reward.py")}
+    train(recipe(folder, tmp_path / "run", **settings), quiet()[0])
+    rows = list(RunDirectory.open(tmp_path / "run").evaluated_questions(1))
+    for row in rows:
+        logs = [s["log_reward"] for s in row["samples"]]
+        assert row["reward"] == pytest.approx(log_mean_exp(logs)) and row["reward"] < -899
+    wanted = sum(row["reward"] for row in rows) / len(rows)
+    assert evaluation(tmp_path / "run", 1)["reward"] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("negatives", ["candidates", "batch"])

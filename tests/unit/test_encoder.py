@@ -35,6 +35,9 @@ KINDS = {
     "cross": {},
     "bi, conditional": {"conditional": True},
     "cross, conditional": {"conditional": True},
+    "bi, last layer": {"train": "last_layers", "layers": 1},
+    "bi, lora": {"lora": {"rank": 4}},
+    "cross, lora": {"lora": {"rank": 4}},
 }
 
 
@@ -64,9 +67,21 @@ def make_policy(kind: str, models: dict[str, Path], **sections) -> Policy:
     model = models[kind.partition(",")[0]]
     recipe = make_encoder_recipe(model, KINDS[kind], **sections)
     learner = EncoderLearner(recipe, "selector", str(model), 10, 1e-2)
-    (logps,) = learner.score([rollout_of(ORDERS)])
     worker = EncoderWorker(recipe, "selector", str(model))
+    if recipe.selector.lora:
+        move_adapters(learner)
+        worker.load_weights(learner.weights(), 0)
+    (logps,) = learner.score([rollout_of(ORDERS)])
     return Policy(recipe, learner, worker, np.exp(logps))
+
+
+def move_adapters(learner: EncoderLearner) -> None:
+    """From where they begin, at which half of their gradient is 0."""
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, factor in learner.trainable.items():
+            if "lora_B" in name:
+                factor.copy_(0.02 * torch.randn(factor.shape, generator=dice))
 
 
 def rollout_of(orders) -> Rollout:
@@ -237,7 +252,7 @@ def test_the_gradient_does_not_depend_on_the_split(models):
 # --- weights --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bi", "head", "cross"])
+@pytest.mark.parametrize("kind", ["bi", "head", "cross", "cross, lora"])
 def test_engines_take_what_a_step_has_learned(kind, models):
     policy = make_policy(kind, models)
     learner, worker = policy.learner, policy.worker
@@ -262,7 +277,7 @@ def test_a_head_alone_learns_and_begins_as_nothing(models):
     assert all(torch.equal(now[name], p) for name, p in body.items())
 
 
-@pytest.mark.parametrize("kind", ["bi", "head"])
+@pytest.mark.parametrize("kind", ["bi", "head", "bi, lora"])
 def test_a_saved_bi_encoder_is_a_plain_one(kind, models, tmp_path):
     """What is saved ranks by itself as the policy does, and is what training goes on from."""
     from sentence_transformers import SentenceTransformer
@@ -283,10 +298,11 @@ def test_a_saved_bi_encoder_is_a_plain_one(kind, models, tmp_path):
     assert again.trainable.keys() == policy.learner.trainable.keys()
 
 
-def test_a_saved_cross_encoder_is_a_plain_one(models, tmp_path):
+@pytest.mark.parametrize("kind", ["cross", "cross, lora"])
+def test_a_saved_cross_encoder_is_a_plain_one(kind, models, tmp_path):
     from sentence_transformers import CrossEncoder
 
-    policy = make_policy("cross", models)
+    policy = make_policy(kind, models)
     policy.learner.step_on([[Target((Picks(EXAMPLE, (4, 3)),))]])
     policy.learner.save_policy(tmp_path / "saved")
     plain = CrossEncoder(str(tmp_path / "saved"), device="cpu", activation_fn=torch.nn.Identity())

@@ -46,6 +46,30 @@ def evaluated(**changes) -> EvaluatedExample:
     return EvaluatedExample(**(fields | changes))
 
 
+# --- rewards --------------------------------------------------------------------------------------
+
+
+def rewarded(*log_rewards: float, scale: str = "log") -> EvaluatedExample:
+    """Without a generator."""
+    return evaluated(answer=None, log_likelihoods=(), log_rewards=log_rewards, reward_scale=scale)
+
+
+def test_a_linear_reward_is_its_mean():
+    some = [rewarded(0.0, -math.inf, scale="linear"), rewarded(0.0, 0.0, scale="linear")]
+    assert [one.reward for one in some] == [0.5, 1.0]
+    assert summarise(some, iteration=0, seconds=1.0)["reward"] == 0.75
+
+
+def test_a_log_reward_is_the_bound_in_nats():
+    """As of a generator's likelihoods, however small."""
+    some = [rewarded(-800.0, -802.0), rewarded(-1.0, -math.inf), rewarded(-math.inf, -math.inf)]
+    first = evaluated(log_likelihoods=(-800.0, -802.0)).bound
+    assert [one.reward for one in some] == [first, pytest.approx(-1 - math.log(2)), None]
+    wanted = (first - 1 - math.log(2)) / 2
+    assert summarise(some, iteration=0, seconds=1.0)["reward"] == pytest.approx(wanted)
+    assert summarise(some[2:], iteration=0, seconds=1.0)["reward"] is None
+
+
 # --- answers ------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe
-from dro_rl.sections.policy import Lora
+from dro_rl.sections.lora import Lora
 
 pytestmark = pytest.mark.unit
 

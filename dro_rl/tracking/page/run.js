@@ -6,7 +6,7 @@ const HEADLINE_LABELS = {
 };
 const EVALUATION_CURVES = [
   ["em", "Exact match [%]", 100], ["f1", "F1 [%]", 100], ["bound", "Bound, ± standard error [nats]", 1],
-  ["reward", "Mean reward of sampled selections", 1],
+  ["reward", "Reward of sampled selections (log-rewards in nats)", 1],
   ["effective_sample_size", "Effective sample size", 1], ["malformed", "Malformed selections [%]", 100],
   ["selector_entropy", "Selector entropy [nats]", 1],
 ];
