@@ -8,7 +8,7 @@ of sentence-transformers. Shapes: S states, N candidates, T texts, d components.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dro_rl.policy.encoder_parts import (
     without_adapters,
 )
 from dro_rl.policy.frozen import Frozen
+from dro_rl.policy.lower import Encode, Features, Lower
 from dro_rl.policy.picks import State
 from dro_rl.policy.texts import Lengths, Text, document_text, question_text
 from dro_rl.policy.vectors import TaskText
@@ -48,10 +49,13 @@ class Encoder(nn.Module, ABC):
 
     def __init__(self, section: EncoderSelector, plain: Any, name: str) -> None:
         super().__init__()
+        self.lower: Lower | None = None
         if section.lora:
             add_adapters(plain, section.lora, name)
         elif section.layers:
-            train_last_layers(plain, section.layers, name)
+            layers = train_last_layers(plain, section.layers, name)
+            if section.layers < len(layers) and plain.device.type == "cpu":
+                self.lower = Lower(plain, layers, section.layers)
         self.section, self.name, self.plain = section, name, plain
         self.lengths = Lengths(plain.tokenizer)
         self.limit: int = plain.max_seq_length or plain.tokenizer.model_max_length
@@ -64,25 +68,37 @@ class Encoder(nn.Module, ABC):
         return next(self.parameters()).device
 
     @abstractmethod
-    def scores(self, states: Sequence[State]) -> Tensor:
+    def scores(
+        self, states: Sequence[State], known: dict[Hashable, Tensor] | None = None
+    ) -> Tensor:
         """(S, N) float32 with the graph, N being the most candidates of a state, and -inf after
-        another's last."""
+        another's last.
+
+        Args:
+            known: what earlier calls made of texts with the same weights, without a graph; what is
+                in there is not computed again, and what is new is added.
+        """
 
     @abstractmethod
-    def texts(self, states: Sequence[State]) -> list[Text]:
-        """All different texts that scores are made of."""
+    def texts(self, states: Sequence[State], known: Container[Hashable] = ()) -> list[Text]:
+        """All different texts that scores are made of, without those of `known` (see `scores`)."""
 
     @abstractmethod
     def documents(self, example: Example) -> list[Text]:
         """The text with each candidate."""
 
-    def cost(self, states: Sequence[State]) -> int:
+    def cost(self, states: Sequence[State], known: Container[Hashable] = ()) -> int:
         """Tokens through the encoder for `scores`, padding left aside."""
-        return sum(min(self.limit, n) for n in self.lengths.of(self.texts(states)))
+        return sum(min(self.limit, n) for n in self.lengths.of(self.texts(states, known)))
 
     def cut(self, example: Example) -> int:
         """How many candidates have a text that is cut."""
         return sum(n > self.limit for n in self.lengths.of(self.documents(example)))
+
+    def _run(self, texts: Sequence[Hashable], features: Features, encode: Encode) -> Tensor:
+        """`encode` of the features of texts."""
+        features = _on(self.device, features)
+        return self.lower.run(texts, features, encode) if self.lower else encode(features)
 
     def learned(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that learn, by name."""
@@ -132,11 +148,11 @@ class BiEncoder(Encoder):
         if section.train == "head":
             self.frozen = Frozen(plain, self._encoded, located(section.cache_dir).absolute())
 
-    def scores(self, states: Sequence[State]) -> Tensor:
+    def scores(
+        self, states: Sequence[State], known: dict[Hashable, Tensor] | None = None
+    ) -> Tensor:
         texts = self._by_task(states)
-        vectors = self.frozen(texts) if self.frozen else self._encoded(texts, self.plain)
-        if self.cosine:
-            vectors = nn.functional.normalize(vectors, dim=-1)
+        vectors = _with_known(texts, self._vectors, known)
         row = {text: i for i, text in enumerate(texts)}
         asked_S = torch.tensor([row["query", question_text(s)] for s in states])
         examples = dict.fromkeys(s.example for s in states)
@@ -145,20 +161,24 @@ class BiEncoder(Encoder):
         found = (vectors[shown_S_N] @ vectors[asked_S][..., None])[..., 0]
         return (self.scale * found).masked_fill(beyond.to(found.device), -torch.inf)
 
-    def texts(self, states: Sequence[State]) -> list[Text]:
-        return [text for _, text in self._by_task(states)]
+    def texts(self, states: Sequence[State], known: Container[Hashable] = ()) -> list[Text]:
+        return [text for task, text in self._by_task(states) if (task, text) not in known]
 
     def documents(self, example: Example) -> list[Text]:
         return [document_text(d) for d in example.candidates]
 
-    def cost(self, states: Sequence[State]) -> int:
-        return len(self._by_task(states)) if self.frozen else super().cost(states)
+    def cost(self, states: Sequence[State], known: Container[Hashable] = ()) -> int:
+        return len(self.texts(states, known)) if self.frozen else super().cost(states, known)
 
     def _by_task(self, states: Sequence[State]) -> list[TaskText]:
         asked = (("query", question_text(s)) for s in states)
         examples = dict.fromkeys(s.example for s in states)
         shown = (("document", document_text(d)) for e in examples for d in e.candidates)
         return list(dict.fromkeys((*asked, *shown)))
+
+    def _vectors(self, texts: Sequence[TaskText]) -> Tensor:
+        vectors = self.frozen(texts) if self.frozen else self._encoded(texts, self.plain)
+        return nn.functional.normalize(vectors, dim=-1) if self.cosine else vectors
 
     def _encoded(self, texts: Sequence[TaskText], modules: Any) -> Tensor:
         """What `modules` make of texts: (T, d)."""
@@ -174,8 +194,11 @@ class BiEncoder(Encoder):
 
     def _pass(self, texts: list[str], task: str, modules: Any) -> Tensor:
         features = self.plain.preprocess(texts, prompt=self._prompt(task), task=task)
-        made = modules(_on(self.device, features), task=task)
-        return made["sentence_embedding"].float()
+        return self._run(
+            [(task, text) for text in texts],
+            features,
+            lambda features: modules(features, task=task)["sentence_embedding"].float(),
+        )
 
     def _prompt(self, task: str) -> str | None:
         """What the library's `encode_query` and `encode_document` put before a text."""
@@ -200,22 +223,44 @@ class PairEncoder(Encoder):
             )
         self.scale = section.scale or 1.0
 
-    def scores(self, states: Sequence[State]) -> Tensor:
+    def scores(
+        self, states: Sequence[State], known: dict[Hashable, Tensor] | None = None
+    ) -> Tensor:
         pairs = sorted(self.texts(states), key=lambda p: len(p[0]) + len(p[1]))
-        parts = [self._pass(pairs[i : i + _TOGETHER]) for i in range(0, len(pairs), _TOGETHER)]
-        flat, row = torch.cat(parts), {pair: i for i, pair in enumerate(pairs)}
+        flat, row = _with_known(pairs, self._read, known), {p: i for i, p in enumerate(pairs)}
         shown_S_N, beyond = _padded([[row[p] for p in _pairs(s)] for s in states])
         return (self.scale * flat[shown_S_N]).masked_fill(beyond.to(flat.device), -torch.inf)
 
-    def texts(self, states: Sequence[State]) -> list[Text]:
-        return list(dict.fromkeys(pair for s in states for pair in _pairs(s)))
+    def texts(self, states: Sequence[State], known: Container[Hashable] = ()) -> list[Text]:
+        pairs = dict.fromkeys(pair for s in states for pair in _pairs(s))
+        return [pair for pair in pairs if pair not in known]
 
     def documents(self, example: Example) -> list[Text]:
         return _pairs(State(example))
 
-    def _pass(self, pairs: list[Text]) -> Tensor:
-        features = _on(self.device, self.plain.preprocess(pairs))
-        return self.plain(features)["scores"].float().reshape(len(pairs))
+    def _read(self, pairs: Sequence[Text]) -> Tensor:
+        parts = [self._pass(pairs[i : i + _TOGETHER]) for i in range(0, len(pairs), _TOGETHER)]
+        return torch.cat(parts)
+
+    def _pass(self, pairs: Sequence[Text]) -> Tensor:
+        features = self.plain.preprocess(list(pairs))
+        return self._run(
+            pairs, features, lambda features: self.plain(features)["scores"].float().reshape(-1)
+        )
+
+
+def _with_known(
+    texts: Sequence[Any],
+    compute: Callable[[Sequence[Any]], Tensor],
+    known: dict[Hashable, Tensor] | None,
+) -> Tensor:
+    """A row a text: (T, ...)."""
+    if known is None:
+        return compute(texts)
+    new = [text for text in texts if text not in known]
+    if new:
+        known.update(zip(new, compute(new), strict=True))
+    return torch.stack([known[text] for text in texts])
 
 
 def _pairs(state: State) -> list[Text]:

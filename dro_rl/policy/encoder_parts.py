@@ -13,8 +13,8 @@ from dro_rl.errors import UserError
 from dro_rl.sections.lora import Lora
 
 
-def train_last_layers(model: nn.Module, count: int, name: str) -> None:
-    """Freeze all but the last transformer layers and what comes after them.
+def train_last_layers(model: nn.Module, count: int, name: str) -> nn.ModuleList:
+    """Freeze all but the last transformer layers and what comes after them; gives all layers.
 
     Embeddings stay frozen wherever they stand: those of relative positions enter every layer.
 
@@ -44,6 +44,7 @@ def train_last_layers(model: nn.Module, count: int, name: str) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.requires_grad_(False)
+    return layers
 
 
 def transformer(model: nn.Module, name: str) -> Any:

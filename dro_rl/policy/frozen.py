@@ -7,7 +7,7 @@ it is a module like the others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Frozen:
         self.body, self.head = nn.ModuleList(modules[: places[-1]]), modules[places[-1] :]
         self.device = plain.device
         self.encode = encode
-        self.vectors = vectors_in(cache / f"encoder-{_digest(self.body, plain)}")
+        made = digest(list(self.body), self.body.state_dict(), plain)
+        self.vectors = vectors_in(cache / f"encoder-{made}")
 
     def __call__(self, texts: Sequence[TaskText]) -> Tensor:
         """(T, d)."""
@@ -70,16 +71,26 @@ class Frozen:
         return features
 
 
-def _digest(body: nn.Module, plain: Any) -> str:
-    """Stands for what the vectors depend on, to the last bit."""
-    parts: list[Any] = list(body.children())
+def digest(parts: Sequence[Any], frozen: Mapping[str, Tensor], plain: Any) -> str:
+    """Stands for what frozen modules make of texts, to the last bit.
+
+    Args:
+        parts: modules of sentence-transformers.
+        frozen: those of their weights that matter, by name.
+        plain: the encoder that they are of.
+    """
     modules = [(type(part).__name__, part.get_config_dict()) for part in parts]
     made = (_FORMAT, plain.device.type, *map(version, _LIBRARIES))
-    read = (plain.max_seq_length, plain.prompts, modules, _tokenizer(plain.tokenizer))
+    read = (
+        plain.max_seq_length,
+        getattr(plain, "prompts", None),
+        modules,
+        _tokenizer(plain.tokenizer),
+    )
     content = hashlib.blake2b(repr((made, read)).encode(), digest_size=16)
-    for name, tensor in body.state_dict().items():
+    for name, tensor in frozen.items():
         content.update(name.encode())
-        content.update(tensor.cpu().contiguous().numpy().data)
+        content.update(tensor.detach().cpu().contiguous().numpy().data)
     return content.hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ class EncoderWorker:
         self._recipe, self._section = recipe, recipe.selector
         self._encoder = load_encoder(self._section, model_dir)
         self._rows: dict[State, Tensor] = {}  # scores by the weights that it has
+        self._texts: dict[Hashable, Tensor] = {}  # and what those make of texts
         self._tokens, self._version = 0, 0
         self._start_seconds = time.perf_counter() - started
 
@@ -165,12 +166,13 @@ class EncoderWorker:
         from dro_rl.policy.texts import drop_oldest
 
         drop_oldest(self._rows)  # a pipeline's never get other weights
+        drop_oldest(self._texts)
         new = [state for state in dict.fromkeys(states) if state not in self._rows]
         for start in range(0, len(new), _TOGETHER):
             some = new[start : start + _TOGETHER]
-            self._tokens += self._encoder.cost(some)
+            self._tokens += self._encoder.cost(some, self._texts)
             with torch.no_grad():
-                found = self._encoder.scores(some).double().cpu()
+                found = self._encoder.scores(some, self._texts).double().cpu()
             for state, row in zip(some, found, strict=True):
                 self._rows[state] = row[: len(state.example.candidates)].clone()
         return [self._rows[state] for state in states]
@@ -181,6 +183,7 @@ class EncoderWorker:
 
         self._encoder.load_learned(unpack(weights))
         self._rows.clear()
+        self._texts.clear()
         self._version = version
 
     def probe(self, example: Example, documents: Documents) -> list[float]:

@@ -328,3 +328,15 @@ def test_what_went_through_the_encoder_is_counted_once(policy):
     first = policy.worker.statistics().computed
     policy.worker.select(examples, 4, 0)
     assert first > 0 and policy.worker.statistics().computed == 0
+
+
+@pytest.mark.parametrize("kind", ["bi, conditional", "cross, conditional"])
+def test_an_engine_reads_a_text_once_by_the_same_weights(kind, models, monkeypatch):
+    policy = make_policy(kind, models)
+    read = Counter()
+    run = policy.worker._encoder._run
+    monkeypatch.setattr(
+        policy.worker._encoder, "_run", lambda texts, *more: read.update(texts) or run(texts, *more)
+    )
+    policy.worker.select([EXAMPLE, make_example(1)], 8, seed=0)
+    assert len(read) > 10 and set(read.values()) == {1}

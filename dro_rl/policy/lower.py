@@ -1,0 +1,140 @@
+"""`selector.train: last_layers`: what the frozen layers make of a text, computed once.
+
+The hidden states that enter the first learned layer are kept in memory, and a pass begins there.
+Shapes: B texts, T their tokens, d components.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dro_rl.policy.frozen import digest
+
+Features = dict[str, Any]
+Encode = Callable[[Features], Tensor]
+
+_ROOM = 4 * 2**30  # bytes: 17,000 texts of 128 tokens take 3.3 GB at d = 384
+_TOLERANCE = 1e-4
+
+
+@dataclass
+class Kept:
+    """Hidden states by text, (T, d) each, up to `room` bytes. Those of a full store stay: of texts
+    that are read in turns, dropping the oldest would leave none."""
+
+    room: float
+    texts: dict[Hashable, Tensor] = field(default_factory=dict)
+
+    def add(self, text: Hashable, hidden: Tensor) -> None:
+        if self.room >= hidden.nbytes:
+            self.room -= hidden.nbytes
+            self.texts[text] = hidden
+
+
+class Lower:
+    """The frozen layers of an encoder, whose forward passes it takes over.
+
+    Args:
+        plain: the model of sentence-transformers, on the CPU.
+        layers: those of its transformer.
+        learned: how many of them learn, the last ones.
+    """
+
+    def __init__(self, plain: Any, layers: nn.ModuleList, learned: int) -> None:
+        frozen = {n: p for n, p in plain.named_parameters() if not p.requires_grad}
+        self.kept = _kept(digest(list(plain), frozen, plain))
+        self._works: bool | None = None  # a pass that begins above gives the same; None: not tried
+        self._stops, self._entering = False, None
+        first = len(layers) - learned
+        for layer in layers[:first]:
+            layer.forward = partial(self._forward, layer.forward)
+        layers[first].register_forward_pre_hook(self._before_learned, with_kwargs=True)
+
+    def run(self, texts: Sequence[Hashable], features: Features, encode: Encode) -> Tensor:
+        """What `encode(features)` gives, (B, ...), with its graph.
+
+        Args:
+            texts: stand for the rows of the features.
+            features: `attention_mask` and other tensors of (B, T), and what else `encode` reads.
+        """
+        if self._works is False:
+            return encode(features)
+        rows = [self._row(text, i, features, encode) for i, text in enumerate(texts)]
+        if self._works is None:
+            self._works = self._tried(rows, features, encode)
+            return self.run(texts, features, encode)
+        return self._from(rows, features, encode)
+
+    def _row(self, text: Hashable, i: int, features: Features, encode: Encode) -> Tensor:
+        """(T, d), of a text alone: what it is beside would show in the last bit."""
+        if text in self.kept.texts:
+            return self.kept.texts[text]
+        mask = features["attention_mask"]
+        own = mask[i].bool()
+        alone = {
+            name: value[i : i + 1, own] if _is_like(value, mask) else value
+            for name, value in features.items()
+        }
+        self._stops = True
+        try:
+            with torch.no_grad():
+                encode(alone)
+        except _Reached as reached:
+            row = reached.hidden[0]
+        finally:
+            self._stops = False
+        self.kept.add(text, row)
+        return row
+
+    def _from(self, rows: Sequence[Tensor], features: Features, encode: Encode) -> Tensor:
+        mask = features["attention_mask"].bool()
+        entering = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
+        entering[mask] = torch.cat(list(rows))
+        self._entering = entering
+        try:
+            return encode(dict(features))  # modules add to what they are given
+        finally:
+            self._entering = None
+
+    def _tried(self, rows: Sequence[Tensor], features: Features, encode: Encode) -> bool:
+        """Whether this way and the whole pass agree, on a first batch."""
+        with torch.no_grad():
+            try:
+                found = self._from(rows, features, encode)
+            except (RuntimeError, TypeError, ValueError, IndexError):  # its layers pass on more
+                return False
+            whole = encode(dict(features))
+        return torch.allclose(found, whole, rtol=_TOLERANCE, atol=_TOLERANCE)
+
+    def _forward(self, layer: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        return layer(*args, **more) if self._entering is None else self._entering
+
+    def _before_learned(self, _: nn.Module, args: tuple[Any, ...], more: Mapping[str, Any]) -> None:
+        if self._stops:
+            raise _Reached(args[0] if args else more["hidden_states"])
+
+
+class _Reached(Exception):
+    """Ends a pass at the first learned layer, with what enters it."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _is_like(value: Any, mask: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == mask.shape
+
+
+@cache
+def _kept(frozen: str) -> Kept:
+    """In one process engine, learner and further runs share them."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Kept(min(_ROOM, machine / 4))
