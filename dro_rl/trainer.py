@@ -33,7 +33,7 @@ from dro_rl.step_metrics import (
     tell_bad_steps,
     tell_unrewarded,
 )
-from dro_rl.teams import Teams, process_count, rank_count, start_teams
+from dro_rl.teams import Teams, process_count, rank_count, start_teams, taken_gpus
 from dro_rl.timeline import sampled_tokens, scored_tokens
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.report import LiveReport
@@ -52,8 +52,9 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     start = prepare(recipe, console, resume)
     questions, here = start.questions, RunDirectory.of(recipe)
     processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
+    ranks, taken = rank_count(recipe), taken_gpus(recipe, learners=True)
     with (
-        open_cluster(recipe.cluster, processes, console.say, stacks, rank_count(recipe)) as cluster,
+        open_cluster(recipe.cluster, processes, console.say, stacks, ranks, taken) as cluster,
         says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),  # Ray has taken the signals
     ):
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))
