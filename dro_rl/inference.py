@@ -17,7 +17,7 @@ from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_documents
-from dro_rl.roles import process_count, start_teams
+from dro_rl.roles import process_count, start_teams, taken_gpus
 from dro_rl.sections.data import FactsData, HotpotData, JsonlData
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
@@ -38,7 +38,8 @@ def evaluate_run(
     if data is not None:
         _warn_of_trained_on(own, examples, console)
     processes = process_count(recipe, learners=False)
-    with open_cluster(recipe.cluster, processes, console.say, path / "stacks") as cluster:
+    stacks, taken = path / "stacks", taken_gpus(recipe, learners=False)
+    with open_cluster(recipe.cluster, processes, console.say, stacks, taken=taken) as cluster:
         teams = start_teams(recipe, cluster, models, console, None)
         summary, rows = evaluate(teams, examples, at, console)
     console.evaluations([summary])

@@ -11,6 +11,7 @@ from dro_rl.encoder_learner import learner_class
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.reward.service import RewardService
 from dro_rl.rollout.encoder_worker import worker_class
+from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.sections.reward import in_words
 from dro_rl.shared_base import start_shared
 from dro_rl.teams import ENGINES, Teams
@@ -41,9 +42,11 @@ def start_teams(
     # Ranks first: Ray fills a GPU before it takes the next, and would leave them no room.
     ranked: list[PolicyName] = [p for p in train if recipe.policy(p).ranks > 1]
     started = {p: _start_learner(recipe, cluster, p, steps) for p in ranked}
-    copies: dict[PolicyName, int] = {"selector": recipe.rollout.workers, "generator": 1}
     engines: dict[PolicyName, Team] = {
-        p: cluster.start(ENGINES[p], worker_class(recipe, p), copies[p], recipe, p, models[p])
+        p: cluster.start(
+            *(ENGINES[p], worker_class(recipe, p), _copies(recipe, p), recipe, p, models[p]),
+            gpus=_shards(recipe, p),
+        )
         for p in recipe.policies
     }
     reward = cluster.start(
@@ -84,12 +87,32 @@ def _start_learner(recipe: Recipe, cluster: Cluster, name: PolicyName, steps: in
 
 
 def process_count(recipe: Recipe, *, learners: bool) -> int:
-    """How many processes `start_teams` makes."""
+    """How many processes `start_teams` makes that share GPUs with others."""
+    engines = sum(_copies(recipe, p) for p in _served(recipe, learners) if _shards(recipe, p) == 1)
     if recipe.shares_base and learners:
-        return recipe.rollout.workers + 1
+        return engines + 1
     trained = sum(recipe.policy(p).ranks for p in recipe.algorithm.train) if learners else 0
-    engines = recipe.rollout.workers + ("generator" in recipe.policies)
     return engines + recipe.cluster.reward_workers + trained
+
+
+def taken_gpus(recipe: Recipe, *, learners: bool) -> int:
+    """GPUs that engines of several have for themselves."""
+    served = _served(recipe, learners)
+    return sum(_copies(recipe, p) * _shards(recipe, p) for p in served if _shards(recipe, p) > 1)
+
+
+def _served(recipe: Recipe, learners: bool) -> Sequence[PolicyName]:
+    """The policies that have engines of their own; on one base, the selector's serve both."""
+    return ("selector",) if recipe.shares_base and learners else recipe.policies
+
+
+def _copies(recipe: Recipe, policy: PolicyName) -> int:
+    return recipe.rollout.workers if policy == "selector" else 1
+
+
+def _shards(recipe: Recipe, policy: PolicyName) -> int:
+    """GPUs of each engine of a policy."""
+    return recipe.rollout.tensor_parallel if worker_class(recipe, policy) is RolloutWorker else 1
 
 
 def rank_count(recipe: Recipe) -> int:

@@ -207,7 +207,8 @@ def start_shared(
     """
     base = recipe.selector.model
     engine = cluster.start(
-        "engine of both policies", SharedEngine, recipe.rollout.workers, recipe, base
+        *("engine of both policies", SharedEngine, recipe.rollout.workers, recipe, base),
+        gpus=recipe.rollout.tensor_parallel,
     )
     learner = cluster.start(
         f"learner of both policies, which scores ({in_words(recipe.reward)})",

@@ -23,7 +23,7 @@ from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.recovery import keep_going
 from dro_rl.reward import Reward
-from dro_rl.roles import process_count, rank_count, start_teams
+from dro_rl.roles import process_count, rank_count, start_teams, taken_gpus
 from dro_rl.saving import Saving
 from dro_rl.start import prepare, scores_while_learning, steps_per_iteration
 from dro_rl.step_metrics import (
@@ -52,8 +52,9 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
     start = prepare(recipe, console, resume)
     questions, here = start.questions, RunDirectory.of(recipe)
     processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
+    ranks, taken = rank_count(recipe), taken_gpus(recipe, learners=True)
     with (
-        open_cluster(recipe.cluster, processes, console.say, stacks, rank_count(recipe)) as cluster,
+        open_cluster(recipe.cluster, processes, console.say, stacks, ranks, taken) as cluster,
         says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),  # Ray has taken the signals
     ):
         steps = recipe.training.iterations * steps_per_iteration(recipe, len(questions.train))

@@ -24,7 +24,7 @@ from dro_rl.errors import UserError
 from dro_rl.learner import Learner
 from dro_rl.questions import iteration_size
 from dro_rl.recipe import Recipe
-from dro_rl.roles import process_count, start_teams
+from dro_rl.roles import process_count, start_teams, taken_gpus
 from dro_rl.start import prepare, steps_per_iteration
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
@@ -45,8 +45,9 @@ def train(recipe: Recipe, console: Console, resume: RunDirectory | None = None) 
 
     here = RunDirectory.of(recipe)
     processes, stacks = process_count(recipe, learners=True), here.path / "stacks"
+    taken = taken_gpus(recipe, learners=True)
     with (
-        open_cluster(recipe.cluster, processes, console.say, stacks) as cluster,
+        open_cluster(recipe.cluster, processes, console.say, stacks, taken=taken) as cluster,
         says_how_to_go_on(lambda: checkpoint.how_to_go_on(here)),
     ):
         teams = start_teams(recipe, cluster, start.models, console, None)

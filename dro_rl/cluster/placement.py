@@ -92,24 +92,32 @@ def free_address() -> str:
         return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
 
-def gpu_shares(processes: int, ranks: int, gpus: int) -> tuple[float, float]:
+def gpu_shares(processes: int, ranks: int, gpus: int, taken: int = 0) -> tuple[float, float]:
     """Of a rank, and of every other process, so that all of them fit.
 
     Args:
-        processes: all of a run.
+        processes: all of a run that share GPUs.
         ranks: those among them that belong to learners of several.
+        taken: GPUs that others have for themselves.
     Raises:
-        UserError: there are not as many GPUs as ranks.
+        UserError: there are not as many GPUs as ranks, or as are taken, and one more.
     """
     if not gpus:
         return 0.0, 0.0
+    gpus -= taken
+    if gpus < 1:
+        raise UserError(
+            f"rollout.tensor_parallel: the engines take {taken} GPUs for themselves, the other "
+            f"processes need one or more, and there are {gpus + taken}: lower it or "
+            "rollout.workers, or add machines"
+        )
     if not ranks:
         share = 1 / math.ceil(processes / gpus)
         return share, share
     if ranks > gpus:
         raise UserError(
             f"selector.ranks and generator.ranks: {ranks} processes need a GPU each, and there "
-            f"are {gpus}: lower them, or add machines"
+            f"are {gpus}{' left by the engines' * (taken > 0)}: lower them, or add machines"
         )
     others = processes - ranks
     if ranks < gpus:

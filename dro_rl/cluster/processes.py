@@ -83,11 +83,14 @@ class Team(Protocol):
 class Cluster(Protocol):
     """Where workers live."""
 
-    def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
+    def start(
+        self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False, gpus: int = 1
+    ) -> Team:
         """Begin to make `copies` of cls(*args), on Ray each in a process of its own.
 
         Does not wait: roles start side by side, and `Team.ready` waits for one. A worker of a
-        `stateful` role is not made again when it is lost: calls raise `WorkerLost` then.
+        `stateful` role is not made again when it is lost: calls raise `WorkerLost` then. One of
+        several `gpus` has them for itself, of one machine.
         """
         ...
 
@@ -109,15 +112,17 @@ def open_cluster(
     say: Say = lambda line: None,
     stacks: Path | None = None,
     ranks: int = 0,
+    taken: int = 0,
 ) -> Iterator[Cluster]:
     """The cluster of a recipe; everything started on it ends with the block.
 
     Args:
         section: the recipe's `cluster`.
-        processes: how many workers the run will start, to divide the GPUs among.
+        processes: how many workers the run will start that share GPUs, to divide those among.
         say: is told of workers that were lost, a line each.
         stacks: folder for the stacks of those that hung.
         ranks: how many of the processes belong to learners of several.
+        taken: GPUs that other workers have for themselves.
     Raises:
         UserError: the Ray address does not answer.
     """
@@ -128,7 +133,7 @@ def open_cluster(
 
     _connect(section, processes)
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    rank_gpus, gpus = gpu_shares(processes, ranks, gpus)
+    rank_gpus, gpus = gpu_shares(processes, ranks, gpus, taken)
     cluster = _RayCluster(section, rank_gpus, gpus, say, stacks)
     try:
         yield cluster
@@ -186,7 +191,9 @@ class LocalTeam:
 
 
 class _LocalCluster:
-    def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
+    def start(
+        self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False, gpus: int = 1
+    ) -> Team:
         return LocalTeam([cls(*args) for _ in range(copies)])
 
     def start_ranks(self, role: str, cls: type, ranks: int, *args: Any) -> Team:
@@ -210,9 +217,12 @@ class _RayCluster:
         self.teams: list[RayTeam] = []
         self.rooms: list[Room] = []
 
-    def start(self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False) -> Team:
+    def start(
+        self, role: str, cls: type, copies: int, *args: Any, stateful: bool = False, gpus: int = 1
+    ) -> Team:
         # No CPUs are claimed: a head on a small machine would otherwise never place the last one.
-        host = self._host().options(num_cpus=0, num_gpus=self.gpus)
+        claimed = gpus if gpus > 1 and self.gpus else self.gpus
+        host = self._host().options(num_cpus=0, num_gpus=claimed)
         return self._team(
             role, copies, lambda number: host.remote(), lambda number: (cls, args), stateful
         )

@@ -38,12 +38,13 @@ _COPIES_OF_LOGITS = 4  # float32: logits, log-probabilities, the gradients of bo
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What one process holds at most [GiB], by PARTS; `policy` whose model it has; `rank`: whether
-    it is one of several of a learner."""
+    it is one of several of a learner; `shard`: one of several of an engine, on a GPU of its own."""
 
     role: str
     policy: PolicyName
     parts: dict[str, float]
     rank: bool = False
+    shard: bool = False
 
     @property
     def total(self) -> float:
@@ -102,8 +103,10 @@ def reward(recipe: Recipe, shape: Shape, device: str) -> Footprint:
 def engine(
     recipe: Recipe, policy: PolicyName, shape: Shape, device: str, gpu_gib: float
 ) -> Footprint:
-    """Of a policy's engine. On a GPU, vLLM takes its share of the card, whatever the model."""
+    """Of a policy's engine, of `rollout.tensor_parallel` on GPUs of one of its processes. On a GPU,
+    vLLM takes its share of the card, whatever the model."""
     section, rollout = recipe.causal_lm(policy), recipe.rollout
+    shards = rollout.tensor_parallel
     weights = shape.parameters * _width(section) * _times_held(recipe, policy, device)
     if rollout.engine == "transformers":
         parts = _gib(
@@ -112,11 +115,14 @@ def engine(
             activations=_prefilled(recipe, policy) * _at_once(section, shape),
             cache=_sequences(recipe, policy) * section.max_length * _key_value(section, shape),
         )
+    elif device == "gpu":
+        parts = _gib(process=_VLLM[device] * GIB, weights=weights / shards)
+        parts["cache"] = rollout.gpu_memory_utilization * gpu_gib - sum(parts.values())
     else:
-        parts = _gib(process=_VLLM[device] * GIB, weights=weights)
-        share = rollout.gpu_memory_utilization * gpu_gib - sum(parts.values())
-        parts["cache"] = share if device == "gpu" else rollout.cpu_cache_gib
-    return Footprint(f"{policy} engine", policy, parts)
+        processes = shards + (shards > 1)  # that schedules
+        parts = _gib(process=processes * _VLLM[device] * GIB, weights=weights)
+        parts["cache"] = shards * rollout.cpu_cache_gib
+    return Footprint(f"{policy} engine", policy, parts, shard=shards > 1 and device == "gpu")
 
 
 def trainer() -> Footprint:
@@ -246,9 +252,11 @@ def processes(
     if recipe.shares_base:
         yield from _on_one_base(recipe, shapes["selector"], device, gpu_gib)
         return
-    for _ in range(recipe.rollout.workers):
+    shards = recipe.rollout.tensor_parallel if device == "gpu" else 1
+    for _ in range(recipe.rollout.workers * shards):
         yield engine(recipe, "selector", shapes["selector"], device, gpu_gib)
-    yield engine(recipe, "generator", shapes["generator"], device, gpu_gib)
+    for _ in range(shards):
+        yield engine(recipe, "generator", shapes["generator"], device, gpu_gib)
     for _ in range(recipe.cluster.reward_workers):
         yield reward(recipe, shapes["generator"], device)
     for policy in recipe.algorithm.train:
@@ -264,10 +272,11 @@ def _on_one_base(recipe: Recipe, shape: Shape, device: str, gpu_gib: float) -> I
         shape.adapters(s.lora) for s in (recipe.causal_lm("selector"), recipe.generator) if s.lora
     )
     adapters = both * _FLOAT32 / GIB
+    shards = recipe.rollout.tensor_parallel if device == "gpu" else 1
     alone = engine(recipe, "selector", shape, device, gpu_gib)
-    parts = {**alone.parts, "weights": base + adapters}
-    for _ in range(recipe.rollout.workers):
-        yield Footprint("engine of both policies", "selector", parts)
+    parts = {**alone.parts, "weights": (base + adapters) / shards}
+    for _ in range(recipe.rollout.workers * shards):
+        yield Footprint("engine of both policies", "selector", parts, shard=alone.shard)
     learners = [learner(recipe, policy, shape, device) for policy in recipe.algorithm.train]
     together = one_process(learners)
     parts = {**together.parts, "weights": base + adapters}

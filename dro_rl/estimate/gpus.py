@@ -43,11 +43,21 @@ def given_or_found(gpus: int | None, memory: float | None) -> tuple[int, float] 
 
 def groups(processes: Sequence[Footprint], gpus: int) -> list[list[Footprint]]:
     """The processes of each GPU, as `placement.gpu_shares` divides them and Ray fills a GPU before
-    it takes the next: ranks have one each, alone where there are GPUs besides.
+    it takes the next: ranks have one each, alone where there are GPUs besides, and the processes of
+    an engine of several one each, alone.
 
     Raises:
-        UserError: there are fewer GPUs than ranks.
+        UserError: there are fewer GPUs than ranks, or none beside those of engines.
     """
+    shards = [f for f in processes if f.shard]
+    if shards and len(shards) >= gpus:
+        raise UserError(
+            f"rollout.tensor_parallel: the engines take {len(shards)} GPUs for themselves, and the "
+            f"other processes need one or more: there are {gpus}"
+        )
+    if shards:
+        rest = [f for f in processes if not f.shard]
+        return [*([f] for f in shards), *groups(rest, gpus - len(shards))]
     ranks = [f for f in processes if f.rank]
     others = [f for f in processes if not f.rank]
     if len(ranks) > gpus:
@@ -95,11 +105,12 @@ def _hints(
     hints = []
     for f in group:
         least = smallest_cache(recipe.causal_lm(f.policy), shapes[f.policy])
+        least /= recipe.rollout.tensor_parallel if f.shard else 1
         if "engine" in f.role and f.parts["cache"] < least:
             hints.append(
                 f"the share of the {f.role} leaves {f.parts['cache']:.1f} GiB for keys and values, "
                 f"and one sequence of max_length needs {least:.1f}: raise "
-                "rollout.gpu_memory_utilization"
+                "rollout.gpu_memory_utilization, or rollout.tensor_parallel"
             )
     if fits:
         return hints

@@ -18,7 +18,8 @@ def engine_environment(rollout: RolloutSection, threads: int) -> dict[str, str]:
     and CUDA_VISIBLE_DEVICES does not hide them.
 
     The engine runs inside the process that asks for it (no multiprocessing), so that weights
-    are handed over without a copy and the process's seed decides the samples.
+    are handed over without a copy and the process's seed decides the samples. With
+    `tensor_parallel` its model is in processes of its own, which inherit these variables.
 
     Args:
         rollout: `cpu_cache_gib` is the key-value cache without a GPU.
@@ -38,6 +39,11 @@ def engine_environment(rollout: RolloutSection, threads: int) -> dict[str, str]:
         # Without the first vLLM asks for nearly all memory; without the second it needs g++.
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(rollout.cpu_cache_gib)
         variables["TORCHDYNAMO_DISABLE"] = "1"
+    if rollout.tensor_parallel > 1:
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork would inherit our threads
+        if not has_gpu():
+            # Else each process wants a NUMA node of its own.
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return variables
 
 

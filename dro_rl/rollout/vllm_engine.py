@@ -1,18 +1,25 @@
 """The vLLM engine, inside the process that makes it.
 
 Set `engine_environment` before that process imports torch. The engine changes its host: on the
-CPU `torch.set_num_threads` becomes a no-op, and sampling seeds torch's global generator.
+CPU `torch.set_num_threads` becomes a no-op, and sampling seeds torch's global generator. With
+`rollout.tensor_parallel` the model is divided among processes that the host starts, and that end
+with it; the scheduler and the prefix cache's books stay here.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
 
+from dro_rl.errors import UserError
 from dro_rl.policy.distinct import SelectionGrammar
 from dro_rl.rollout.engine import Sample, Tokens, Usage
 from dro_rl.rollout.quiet import quiet
@@ -88,7 +95,7 @@ class VllmEngine:
             for i in range(len(prompts))
         ]
         self._reset_prefix_cache()
-        torch.manual_seed(seed)
+        self._llm.collective_rpc(_seed, args=(seed,))
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
             parameters,
@@ -136,8 +143,20 @@ class VllmEngine:
         named = dict(weights)
         if self._tied and "lm_head.weight" not in named:
             named["lm_head.weight"] = named[_input_embedding(named)]
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named.items())})
+        if self._rollout.tensor_parallel > 1:
+            self._reload_from_file(named)
+        else:
+            weights = iter(named.items())
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._reset_prefix_cache()
+
+    def _reload_from_file(self, named: Mapping[str, Tensor]) -> None:
+        """Have every process that holds a part of the model read its own, which it maps into
+        memory: a message would bring the whole to each."""
+        with tempfile.TemporaryDirectory() as folder:
+            apart = {name: tensor.clone() for name, tensor in named.items() if "lm_head" in name}
+            save_file({**named, **apart}, Path(folder) / "model.safetensors")
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
     def _reset_prefix_cache(self) -> None:
         if not self._llm.reset_prefix_cache():
@@ -163,8 +182,15 @@ class VllmEngine:
 def start_llm(
     model_dir: str, section: PolicySection, rollout: RolloutSection, seed: int, **more: Any
 ) -> LLM:
-    """A vLLM engine in this process; `more` are arguments of its own."""
-    on_cpu = current_platform.is_cpu()
+    """A vLLM engine in this process; `more` are arguments of its own.
+
+    Raises:
+        UserError: the model cannot be divided among so many processes.
+    """
+    on_cpu, shards = current_platform.is_cpu(), rollout.tensor_parallel
+    if shards > 1:
+        _check_divides(model_dir, shards)
+        more |= {"tensor_parallel_size": shards, "distributed_executor_backend": "mp"}
     _mend_llvmlite()
     with quiet():
         return LLM(
@@ -185,6 +211,21 @@ def start_llm(
             use_tqdm_on_load=False,
             **more,
         )
+
+
+def _check_divides(model_dir: str, shards: int) -> None:
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False).get_text_config()
+    heads = config.num_attention_heads
+    if heads % shards:
+        raise UserError(
+            f"rollout.tensor_parallel: {shards} does not divide the {heads} attention heads of "
+            f"{model_dir}: give a number that does"
+        )
+
+
+def _seed(worker: object, seed: int) -> None:
+    """In each process that samples: all of them draw, and have to draw the same."""
+    torch.manual_seed(seed)
 
 
 def _sample(output: CompletionOutput) -> Sample:

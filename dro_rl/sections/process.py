@@ -20,6 +20,11 @@ class RolloutSection(Section):
         description="transformers: slow and plain, for machines that vLLM does not support",
     )
     workers: Annotated[PositiveInt, MAY_CHANGE] = Field(default=1, description="selector engines")
+    tensor_parallel: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1,
+        description="GPUs, whole ones, that the model of each vLLM engine is divided among; of "
+        "both policies",
+    )
     decoding: Literal["free", "distinct", "retriever"] = Field(
         default="free",
         description="distinct: only well-formed selections of distinct identifiers; retriever: no "
@@ -66,6 +71,11 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RolloutSection:
+        if self.tensor_parallel > 1 and self.engine == "transformers":
+            raise ValueError(
+                "tensor_parallel divides a model among vLLM's processes: leave it at 1 with "
+                "engine: transformers"
+            )
         if self.overlap > self.max_staleness:
             raise ValueError(
                 "overlap: 1 samples one version behind: leave max_staleness at 1, or drop overlap"

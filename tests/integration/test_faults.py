@@ -69,7 +69,7 @@ def test_a_run_goes_on_without_a_trace_after_it_lost_learners(
     """Learners in this process, which are lost and made afresh as Ray's are."""
     faults = [Fault(*loss) for loss in losses]
 
-    def start(self, role, cls, copies, *args, stateful=False):
+    def start(self, role, cls, copies, *args, stateful=False, gpus=1):
         return MortalTeam(role, lambda: [cls(*args) for _ in range(copies)], faults)
 
     monkeypatch.setattr("dro_rl.cluster.processes._LocalCluster.start", start)

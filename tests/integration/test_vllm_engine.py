@@ -41,12 +41,14 @@ TOLERANCE = 1e-4
 class Host:
     """An engine in another process: `host(name, method, ...)` calls a method of a model's."""
 
-    def __init__(self, models: dict[str, str]) -> None:
+    def __init__(self, models: dict[str, str], rollout: RolloutSection = ROLLOUT) -> None:
         context = mp.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         before = dict(os.environ)
-        os.environ.update(engine_environment(ROLLOUT, threads=1))
-        self._process = context.Process(target=serve, args=(theirs, models), daemon=True)
+        os.environ.update(engine_environment(rollout, threads=1))
+        # A daemon may not start the processes of an engine of several.
+        daemon = rollout.tensor_parallel == 1
+        self._process = context.Process(target=serve, args=(theirs, models, rollout), daemon=daemon)
         self._process.start()
         os.environ.clear()
         os.environ.update(before)
@@ -62,7 +64,7 @@ class Host:
         self._process.join()
 
 
-def serve(pipe: Connection, models: dict[str, str]) -> None:
+def serve(pipe: Connection, models: dict[str, str], rollout: RolloutSection) -> None:
     from dro_rl.policy.weights import unpack
     from dro_rl.rollout.vllm_engine import VllmEngine
 
@@ -71,7 +73,7 @@ def serve(pipe: Connection, models: dict[str, str]) -> None:
         model, method, args, kwargs = pipe.recv()
         try:
             if model not in engines:
-                engines[model] = VllmEngine(models[model], section=SECTION, rollout=ROLLOUT, seed=0)
+                engines[model] = VllmEngine(models[model], section=SECTION, rollout=rollout, seed=0)
             if method == "load_weights":
                 args = (unpack(args[0]),)
             if grammars := kwargs.get("grammars"):
@@ -246,3 +248,35 @@ def test_another_process_draws_the_same_samples(host, folder, models):
     finally:
         other.close()
     assert theirs == host("untied", "generate", PROMPTS, samples=4, seed=5)
+
+
+@pytest.mark.skipif(has_gpu(), reason="takes two GPUs where there are any")
+def test_a_model_divided_among_two_processes_samples_scores_and_learns_as_in_one(
+    host, folder, models, tmp_path
+):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text(
+        '{"model_type": "llama", "num_attention_heads": 3, "hidden_size": 48}'
+    )
+    divided = ROLLOUT.model_copy(update={"tensor_parallel": 2})
+    two = Host({"tied": str(folder / "tied"), "odd": str(tmp_path / "odd")}, divided)
+    try:
+        for more in ({}, {"grammars": [(6, 3)] * len(PROMPTS)}):
+            ours = two("tied", "generate", PROMPTS, samples=2, seed=5, **more)
+            one = host("tied", "generate", PROMPTS, samples=2, seed=5, **more)
+            assert [[s.token_ids for s in g] for g in ours] == [
+                [s.token_ids for s in g] for g in one
+            ]
+            if not more:
+                assert_logps(models["tied"], ours)
+        new = make_llama(tmp_path, tokenizer=TOKENIZER, seed=9, tied=True)
+        weights = pack(new.state_dict().items())
+        weights.pop("lm_head.weight")
+        two("tied", "load_weights", weights)
+        expected = token_logps(new, PROMPTS[1], (5, 6, 7))
+        assert two("tied", "score", PROMPTS[1], (5, 6, 7)) == pytest.approx(expected, abs=TOLERANCE)
+        assert_logps(new, two("tied", "generate", PROMPTS, samples=2, seed=1))
+        with pytest.raises(AssertionError, match="2 does not divide the 3 attention heads of"):
+            two("odd", "score", PROMPTS[1], (5,))
+    finally:
+        two.close()

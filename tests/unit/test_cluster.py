@@ -120,3 +120,12 @@ def test_ranks_have_a_gpu_each_and_the_others_fit_beside():
                 assert beside + int(1 / share + 1e-9) * (gpus - ranks) >= others
     with pytest.raises(UserError, match="3 processes need a GPU each, and there are 2"):
         gpu_shares(6, 3, 2)
+
+
+def test_what_engines_of_several_gpus_take_is_not_shared():
+    assert gpu_shares(5, 2, 8, taken=4) == gpu_shares(5, 2, 4)
+    assert gpu_shares(3, 0, 0, taken=4) == (0, 0)
+    with pytest.raises(UserError, match="tensor_parallel: the engines take 4 .* there are 4"):
+        gpu_shares(3, 0, 4, taken=4)
+    with pytest.raises(UserError, match="3 processes need a GPU each, and there are 2 left by"):
+        gpu_shares(6, 3, 6, taken=4)

@@ -7,6 +7,8 @@ from dro_rl.estimate import footprint, gpus, memory_in_words
 from dro_rl.estimate.shape import shape_of
 from dro_rl.recipe import POLICIES, Recipe
 from dro_rl.recipe_file import load_recipe
+from dro_rl.rollout.environment import engine_environment
+from dro_rl.teams import process_count, taken_gpus
 from tests.commands import ROOT, dro_rl
 from tests.made_recipes import BILLION, recipe_of
 from tests.tiny import make_recipe
@@ -72,6 +74,43 @@ def test_ranks_have_a_gpu_each_alone_where_there_are_others():
         assert [sum(r.endswith("learner") for r in g) for g in placed].count(1) == 4
     with pytest.raises(UserError, match="4 ranks .* there are 3"):
         gpus.groups(processes, 3)
+
+
+def test_an_engine_of_several_gpus_has_them_for_itself_and_a_part_of_the_weights_on_each():
+    def processes(shards: int) -> list[footprint.Footprint]:
+        recipe = recipe_of(rollout={"tensor_parallel": shards, "workers": 2})
+        return list(footprint.processes(recipe, dict.fromkeys(POLICIES, BILLION), "gpu", 80))
+
+    whole, parts = processes(1), processes(2)
+    assert sum(f.shard for f in parts) == 6 and not any(f.shard for f in whole)
+    assert parts[0].parts["weights"] == pytest.approx(whole[0].parts["weights"] / 2)
+    placed = [[f.role for f in group] for group in gpus.groups(parts, 8)]
+    assert placed[:6] == [["selector engine"]] * 4 + [["generator engine"]] * 2
+    assert [len(group) for group in placed[6:]] == [2, 1]
+    with pytest.raises(UserError, match="take 6 GPUs for themselves.* there are 6"):
+        gpus.groups(parts, 6)
+    one_sequence = told(recipe_of(rollout={"tensor_parallel": 2}), 8, 80)
+    assert "DOES NOT FIT" not in one_sequence and "2 x selector engine" in one_sequence
+
+
+def test_a_run_claims_gpus_for_each_engine_of_several_and_shares_out_the_others():
+    apart = recipe_of(rollout={"tensor_parallel": 2, "workers": 3})
+    assert taken_gpus(apart, learners=True) == taken_gpus(apart, learners=False) == 8
+    assert process_count(apart, learners=True) == 3  # the reward service and two learners
+    assert process_count(recipe_of(rollout={"workers": 3}), learners=True) == 7
+    assert taken_gpus(recipe_of(), learners=True) == 0
+    one = load_recipe("dro_hotpot_1gpu.yaml", ["rollout.tensor_parallel=2"])
+    assert (process_count(one, learners=True), taken_gpus(one, learners=True)) == (1, 2)
+
+
+def test_tensor_parallel_is_vllms():
+    with pytest.raises(ValueError, match="leave it at 1 with engine: transformers"):
+        recipe_of(rollout={"tensor_parallel": 2, "engine": "transformers"})
+    plain, divided = (
+        engine_environment(recipe_of(rollout={"tensor_parallel": n}).rollout, 1) for n in (1, 2)
+    )
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in plain
+    assert divided["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
 def test_an_engine_without_room_for_one_sequence_is_told_of():
