@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 
 from dro_rl.at_work import NAME, at_work
 from dro_rl.compare import run_comparison
+from dro_rl.comparison import report as report_module
 from dro_rl.comparison.fairness import covered
 from dro_rl.comparison.processes import last_error
 from dro_rl.comparison.report import Failure, Report
@@ -334,6 +335,12 @@ def test_a_run_that_stopped_early_is_finished(write, ems, state):
 # --- the report -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def without_figures(monkeypatch) -> None:
+    """They take longer than all else that a report has."""
+    monkeypatch.setattr(report_module, "write_figures", lambda comparison, results: [])
+
+
 def report_of(comparison: Comparison, failed=(), **changes) -> Report:
     """Fabricates all runs; `changes` to fabricate() by arm_seed, None for a run that is missing."""
     results, failures = [], []
@@ -360,6 +367,7 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_report_has_means_over_seeds_with_t_intervals(write):
     report = report_of(
         load_comparison(write()),
@@ -374,6 +382,7 @@ def test_the_report_has_means_over_seeds_with_t_intervals(write):
     assert cells[11:] == ["14 ± 25", "64"]  # 2 iterations of 2 stages, evaluation not counted
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_figures_by_iteration_are_means_over_seeds(write):
     report = report_of(
         load_comparison(write()),
@@ -383,6 +392,7 @@ def test_figures_by_iteration_are_means_over_seeds(write):
     assert row(text_of(report), "EM, plain") == ["EM, plain", "0.0", "37.5", "75.0"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_differences_are_paired_and_marked(write):
     ems = {"ems": (0, 0, 1.0)}
     report = report_of(
@@ -396,17 +406,20 @@ def test_differences_are_paired_and_marked(write):
     assert "conditional on these seeds" in text_of(report)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_equal_arms_have_no_marked_difference(write):
     cells = row(text_of(report_of(load_comparison(write()))), "centred - plain")
     assert cells[2] == "+0.0 [+0.0, +0.0]"
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_one_seed_has_no_interval_and_the_report_says_so(write):
     text = text_of(report_of(load_comparison(write(), ["seeds=[3]"])))
     assert row(text, "plain")[1:3] == ["1", "75.0"]
     assert "no interval where there is one seed" in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_arm_that_lacks_a_seed_is_paired_on_those_it_has(write):
     text = text_of(report_of(load_comparison(write()), centred_1=None))
     assert row(text, "plain")[1] == "2"
@@ -414,6 +427,7 @@ def test_an_arm_that_lacks_a_seed_is_paired_on_those_it_has(write):
     assert row(text, "centred - plain")[1] == "1"
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_failed_runs_are_named_and_kept_out_of_the_tables(write):
     failed = [("centred", 0), ("centred", 1)]
     report = report_of(load_comparison(write()), failed=failed)
@@ -424,6 +438,7 @@ def test_failed_runs_are_named_and_kept_out_of_the_tables(write):
     assert {line["arm"] for line in lines_of(report)} == {"plain"}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_before_the_first_run_ends_there_is_a_report_already(write):
     comparison = load_comparison(write())
     Report(comparison, "dro-rl compare mine.yaml", [], [], 4).write()
@@ -431,6 +446,7 @@ def test_before_the_first_run_ends_there_is_a_report_already(write):
     assert "No run has finished yet." in text and "4 runs have not finished yet" in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_report_says_what_differs_and_how_it_was_made(write):
     text = text_of(report_of(load_comparison(write())))
     table = text.split("## Held-out")[0]
@@ -439,6 +455,7 @@ def test_the_report_says_what_differs_and_how_it_was_made(write):
     assert "dro-rl compare mine.yaml" in text and "- torch " in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_setting_that_no_arm_has_a_value_of_is_no_difference(write):
     arms = {"full": {}, "adapters": {"selector": {"lora": {"rank": 4}}}}
     text = text_of(report_of(load_comparison(write(arms=arms, may_differ=["selector.lora"]))))
@@ -451,6 +468,7 @@ def lines_of(report: Report) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_results_csv_has_a_row_an_arm_seed_and_iteration(write):
     lines = lines_of(report_of(load_comparison(write()), plain_1={"ems": (0.25, 0.5)}))
     assert [(r["arm"], r["seed"], r["iteration"]) for r in lines] == [
@@ -464,6 +482,7 @@ def test_results_csv_has_a_row_an_arm_seed_and_iteration(write):
     assert lines[0]["gold_recall"] == ""
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_has_the_tables_the_curves_and_the_way_to_each_run(write):
     comparison = load_comparison(write(seeds=[0, 1]))
     arm = comparison.arms[1].name
@@ -495,6 +514,7 @@ def test_figures_are_linked_and_equal_for_equal_results(write):
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == first
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_curve_is_the_mean_between_the_lowest_and_the_highest_seed(write):
     from dro_rl.comparison.figures import curves
 
@@ -509,6 +529,7 @@ def test_a_curve_is_the_mean_between_the_lowest_and_the_highest_seed(write):
     assert (plain.low, plain.high) == ([0.2, 0.4, 0.6], [0.2, 0.6, 0.6])
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_screen_shows_the_same_tables_whole(write):
     report = report_of(load_comparison(write()), failed=[("centred", 1)])
     screen = io.StringIO()

@@ -4,131 +4,23 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from dro_rl.cli import app
-from dro_rl.data.facts.world import make_examples
 from dro_rl.errors import UserError
 from dro_rl.export import export_run
 from dro_rl.export.standalone import standalone
-from dro_rl.pipeline import load_pipeline
-from dro_rl.recipe import Recipe
-from dro_rl.recipe_file import load_recipe
-from dro_rl.records import Document
 from dro_rl.tracking.run_directory import RunDirectory
 from tests import made_runs
-from tests.models import make_llama, make_tokenizer, make_word_tokenizer
-from tests.tiny import WORDS, make_example, make_recipe
+from tests.exported_runs import make_run
+from tests.tiny import make_recipe
 
 pytestmark = pytest.mark.unit
-
-LONG = "Lake Orsa lies in the north of Tarn. Its keeper </s> is Mila Brandt. " * 3
-DOCUMENTS = [
-    Document(f"Lake {i}", f"Keeper {i} of Lake {i + 1}. " * (i % 3 + 1)) for i in range(12)
-]
-CASES: dict[str, dict[str, Any]] = {
-    # name: the tokenizer, whether it chats, the recipe's changes, the documents to select from
-    "words": {"bytes": False, "chat": False, "documents": make_example(0).candidates},
-    "chat": {"chat": True, "documents": [Document(d.title, d.text + LONG) for d in DOCUMENTS[:5]]},
-    "distinct": {
-        "documents": DOCUMENTS,
-        "retrieval": {"candidates": 12},
-        "rollout": {"decoding": "distinct"},
-    },
-    "independent": {
-        "documents": DOCUMENTS,
-        "retrieval": {"candidates": 12},
-        "algorithm": {"kind": "independent", "samples": 4},
-    },
-}
-FACTS = make_examples(4, seed=0, split="evaluation")
-QUESTIONS = [f"Name the {name} hometown." for name in ("Kovac", "Silva", "Brandt", "Keld")]
-ALONE = """
-import importlib.abc, json, sys
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.split(".")[0] == "dro_rl":
-            raise ImportError("this is to work without dro_rl")
-
-sys.meta_path.insert(0, Refuse())
-found = {}
-for folder, asked in json.load(sys.stdin).items():
-    sys.path.insert(0, folder)
-    sys.modules.pop("pipeline", None)
-    from pipeline import Pipeline
-    pipeline = Pipeline(folder)
-    found[folder] = []
-    for question, documents in asked:
-        answer = pipeline.answer(question, documents)
-        chosen = [[d.title, d.text] for d in answer.documents]
-        found[folder].append([answer.text, answer.selection, list(answer.places), chosen])
-    sys.path.remove(folder)
-assert "dro_rl" not in sys.modules
-print(json.dumps(found))
-"""
-
-
-def make_run(folder: Path, *, bytes: bool = True, chat: bool = False, **sections: Any) -> Path:
-    """A run before its first iteration."""
-    for seed, policy in enumerate(("selector", "generator")):
-        tokenizer = make_tokenizer(chat=chat) if bytes else make_word_tokenizer(WORDS, chat=chat)
-        make_llama(folder / policy, tokenizer=tokenizer, hidden=32, seed=seed)
-    recipe = make_recipe(folder, tracking={"run_dir": str(folder / "run")}, **sections)
-    settings = recipe.resolved()
-    for policy in ("selector", "generator"):
-        settings[policy] |= {"max_length": 400, "max_new_tokens": 12}
-    return RunDirectory.create(Recipe.model_validate(settings)).path
-
-
-def facts_run(folder: Path) -> Path:
-    """The same of the demo, whose policies can read."""
-    here = ("cluster.mode=local", f"tracking.run_dir={folder / 'run'}")
-    return RunDirectory.create(load_recipe("recipes/demo.yaml", here)).path
-
-
-def test_what_is_exported_answers_without_us_as_it_does_with_us(tmp_path):
-    asked: dict[str, list] = {}
-    ours: dict[str, list] = {}
-
-    def add(name: str, run: Path, questions: list[tuple[str, Sequence[Document]]]) -> None:
-        out, pipeline = str(export_run(run, tmp_path / name)), load_pipeline(run)
-        answers = [pipeline.answer(question, documents) for question, documents in questions]
-        asked[out] = [
-            [question, [{"title": d.title, "text": d.text} for d in answer.candidates]]
-            for (question, _), answer in zip(questions, answers, strict=True)
-        ]
-        ours[out] = [
-            [a.text, a.selection, list(a.places), [[d.title, d.text] for d in a.documents]]
-            for a in answers
-        ]
-
-    add("facts", facts_run(tmp_path / "demo"), [(e.question, e.candidates) for e in FACTS])
-    for name, case in CASES.items():
-        changes = {key: value for key, value in case.items() if key != "documents"}
-        run = make_run(tmp_path / f"{name}-run", **changes)
-        add(name, run, [(question, case["documents"]) for question in QUESTIONS])
-    told = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout) == ours
-    assert len({selection for _, selection, _, _ in ours[str(tmp_path / "facts")]}) > 1
-    for name in ("distinct", "independent"):
-        assert all(len(places) == 2 for _, _, places, _ in ours[str(tmp_path / name)])
 
 
 def test_a_document_too_many_and_none_are_refused(tmp_path, monkeypatch):

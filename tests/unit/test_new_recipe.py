@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dro_rl.cli import app
 from dro_rl.errors import UserError
 from dro_rl.estimate import in_words, memory_in_words
 from dro_rl.new_recipe import write_recipe
@@ -103,14 +104,17 @@ def test_a_missing_folder_is_made_and_nothing_is_left_half_written(folder, monke
     assert os.listdir(folder / "of" / "mine") == ["first.yaml"]
 
 
-def test_the_command(folder):
+def test_the_command(folder, capsys):
     place = folder / "mine.yaml"
-    words = ("new", place, "--data", folder / "mine.jsonl", "--model", "scratch")
+    words = ("new", str(place), "--data", str(folder / "mine.jsonl"), "--model", "scratch")
     dro_rl(*words).refused("--hardware: there is no terminal to ask on")
     assert not place.exists()
-    told = dro_rl(*words, "--hardware", "cpu").succeeded().out
+    app([*words, "--hardware", "cpu"], standalone_mode=False)
+    told = capsys.readouterr().out
     assert f"written: {place}" in told and f"dro-rl check {place}\n" in told
     before = place.read_bytes()
-    dro_rl(*words, "--hardware", "1x24").refused("is there already")
+    with pytest.raises(UserError, match="is there already"):
+        app([*words, "--hardware", "1x24"], standalone_mode=False)
     assert place.read_bytes() == before
-    assert "Memory a process" in dro_rl("check", place).succeeded().out
+    app(["check", str(place)], standalone_mode=False)
+    assert "Memory a process" in capsys.readouterr().out

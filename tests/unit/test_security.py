@@ -1,4 +1,4 @@
-"""What docs/security.md promises of files, servers and services, each by what would break it."""
+"""What docs/security.md promises of files and reports, each by what would break it."""
 
 from __future__ import annotations
 
@@ -7,37 +7,26 @@ import json
 import os
 import pickle
 import re
-import socket
-import threading
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import uvicorn
-from fastapi.testclient import TestClient
 from fuzz_targets import HOSTILE_YAML
 from made_runs import make_run, question
-from servers import serving, speaking
+from servers import serving
 
-from dro_rl import remote
-from dro_rl.cli_services import serve_retriever, serve_reward
-from dro_rl.cli_trained import serve as serve_chat
 from dro_rl.errors import UserError
-from dro_rl.listening import listen
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
 from dro_rl.recipe_file import load_recipe, localise
-from dro_rl.redaction import without_secrets
-from dro_rl.remote import is_loopback, post_json
 from dro_rl.retrieval.model_files import local_model
 from dro_rl.retrieval.passages import open_dataset
-from dro_rl.reward import Reward, load_reward, server
-from dro_rl.reward.server import make_app
+from dro_rl.reward import load_reward
 from dro_rl.sections.policy import PolicySection
 from dro_rl.tracking.report import write_report
 from tests.models import make_llama
+from tests.written_recipes import write_recipe
 
 pytestmark = pytest.mark.unit
 
@@ -238,19 +227,6 @@ class Mine(Reward):
 """
 
 
-def write_recipe(folder: Path, **sections: object) -> Path:
-    settings = {
-        "data": {"kind": "facts"},
-        "retrieval": {"kind": "given", "candidates": 3},
-        "selector": {"model": "m", "documents": 2},
-        "generator": {"model": "m"},
-        **sections,
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(settings))
-    return path
-
-
 def test_a_rewards_code_runs_when_it_is_loaded_by_name_and_not_before(tmp_path):
     ran, named = tmp_path / "ran", tmp_path / "mine.py"
     for path in (named, tmp_path / "other.py"):
@@ -292,306 +268,6 @@ def test_aliases_that_stand_for_little_are_fine(tmp_path):
     with pytest.raises(UserError, match="generator.documents"):  # it got that far
         (tmp_path / "two.yaml").write_text(f"extends: recipe.yaml\n{twice}")
         load_recipe(str(tmp_path / "two.yaml"))
-
-
-# --- servers that are asked -----------------------------------------------------------------------
-
-TOKEN = "planted-0123456789abcdef"
-
-
-@pytest.fixture
-def token(monkeypatch) -> str:
-    monkeypatch.setenv("DRO_RL_TOKEN", TOKEN)
-    return TOKEN
-
-
-def ask(url: str, **options) -> object:
-    return post_json(f"{url}/score", {}, setting="reward", attempts=1, **options)
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_told_and_neither_followed_nor_given_the_token(token, status):
-    heard = []
-
-    def other(body, headers):
-        heard.append(headers)
-        return 200, b"1"
-
-    with serving(other) as elsewhere:
-        reply = (
-            f"HTTP/1.1 {status} Moved\r\nLocation: {elsewhere}/score\r\nContent-Length: 0\r\n\r\n"
-        )
-        with (
-            speaking(lambda caller: caller.sendall(reply.encode())) as address,
-            pytest.raises(
-                UserError, match=f"answered {status} and sends us to '{elsewhere}/score'"
-            ),
-        ):
-            ask(address)
-    assert heard == []
-
-
-def test_a_redirect_to_a_file_is_refused():
-    reply = b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"
-    with (
-        speaking(lambda caller: caller.sendall(reply)) as address,
-        pytest.raises(UserError, match="sends us to 'file:///etc/passwd'"),
-    ):
-        ask(address)
-
-
-def drip(first: bytes, then: bytes) -> Callable[[socket.socket], None]:
-    def say(caller: socket.socket) -> None:
-        caller.sendall(first)
-        for _ in range(200):
-            caller.sendall(then)
-            time.sleep(0.05)
-
-    return say
-
-
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [
-        (b"", b""),
-        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
-        (b"HTTP/1.1 200 OK\r\n", b"X: x\r\n"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-    ],
-    ids=["silence", "header", "headers", "body", "chunks"],
-)
-def test_a_reply_that_drips_is_given_up_in_time(first, then):
-    start = time.monotonic()
-    with (
-        speaking(drip(first, then)) as address,
-        pytest.raises(UserError, match="no reply within 0.3 s"),
-    ):
-        ask(address, timeout=0.3)
-    assert time.monotonic() - start < 3
-
-
-def test_a_reply_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(remote, "_LARGEST_REPLY", 2**20)
-
-    def say(caller: socket.socket) -> None:
-        caller.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        while True:
-            caller.sendall(b" " * 2**16)
-
-    with speaking(say) as address, pytest.raises(UserError, match="sends more than 1 MiB"):
-        ask(address)
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, gzip"])
-def test_compressed_data_is_neither_asked_for_nor_unpacked(coding):
-    asked = []
-
-    def say(caller: socket.socket) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\nContent-Length: 9\r\n\r\n"
-        caller.sendall(head.encode() + b"no matter")
-
-    def hear(body, headers):
-        asked.append(headers)
-        return 200, b"1"
-
-    with speaking(say) as address, pytest.raises(UserError, match="sends compressed data"):
-        ask(address)
-    with serving(hear) as address:
-        ask(address)
-    assert asked[0]["Accept-Encoding"] == "identity"
-
-
-def test_what_is_no_json_is_told_by_its_beginning():
-    reply = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n\x89PNG\r\n\x1a\nx"
-    )
-    with (
-        speaking(lambda caller: caller.sendall(reply)) as address,
-        pytest.raises(UserError, match="its reply is not JSON: .PNG"),
-    ):
-        ask(address)
-
-
-@pytest.mark.parametrize("status", [200, 401, 500])
-def test_a_server_that_repeats_the_token_is_not_repeated(monkeypatch, status):
-    monkeypatch.setenv("MY", "short")  # neither its name nor its length says that it is secret
-
-    def answer(body, headers):
-        return status, f"bad {headers['Authorization']}".encode()
-
-    with serving(answer) as address, pytest.raises(UserError, match=r"bad Bearer \*\*\*") as told:
-        ask(address, token_variable="MY")
-    assert "short" not in str(told.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"http://me:{TOKEN}@host/score",
-        f"http://{TOKEN}@host/score",
-        f"https://user:{TOKEN}/two@host/score",
-        f"https://user:{TOKEN} two@host/score",
-        f"http://host/score?api_key={TOKEN}",
-        f"https://host/score?a=1&X-Amz-Signature={TOKEN}",
-        f"http://host/score#access_token={TOKEN}",
-    ],
-)
-@pytest.mark.parametrize("key", ["reward", "retrieval"])
-def test_a_url_with_a_secret_is_refused_and_not_shown(tmp_path, url, key):
-    for told in (_refused(tmp_path, key, url), _overridden(tmp_path, key, url)):
-        assert TOKEN not in told
-        assert "DRO_RL_TOKEN" in told
-
-
-def _refused(folder: Path, key: str, url: str) -> str:
-    value = url if key == "reward" else {"kind": "http", "url": url}
-    with pytest.raises(UserError) as told:
-        load_recipe(str(write_recipe(folder, **{key: value})))
-    return str(told.value)
-
-
-def _overridden(folder: Path, key: str, url: str) -> str:
-    value = f"'{url}'" if key == "reward" else f"{{kind: http, url: '{url}'}}"
-    with pytest.raises(UserError) as told:
-        load_recipe(str(write_recipe(folder)), [f"{key}={value}"])
-    return str(told.value)
-
-
-def test_a_url_with_other_parameters_is_fine(tmp_path):
-    load_recipe(str(write_recipe(tmp_path, reward="http://host/score?model=a&keyword=b")))
-
-
-@pytest.mark.parametrize("variable", ["sk-live-0123456789", "hf_AbCdEf0123456789"])
-def test_a_key_where_its_variables_name_should_be_is_refused_and_not_shown(tmp_path, variable):
-    reward = {"use": "rewards/utility_judge.py", "url": "http://h/v1", "model": "m"}
-    recipe = load_recipe(str(write_recipe(tmp_path, reward={**reward, "key": variable})))
-    with pytest.raises(UserError, match="name of the environment variable") as told:
-        load_reward(recipe.reward)
-    assert variable not in str(told.value)
-
-
-def test_a_recipe_that_holds_a_secret_of_the_environment_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    reward = {"use": "rewards/f1.py", "password": TOKEN}
-    with pytest.raises(UserError, match="reward: holds the secret that is in HF_TOKEN") as told:
-        load_recipe(str(write_recipe(tmp_path, reward=reward)))
-    assert TOKEN not in str(told.value)
-
-
-def test_what_is_no_secret_is_told(tmp_path, monkeypatch):
-    monkeypatch.setenv("PWD", str(tmp_path))
-    monkeypatch.setenv("SSH_KEY", str(tmp_path))
-    monkeypatch.setenv("TOKENIZER", "dro_wizard")
-    monkeypatch.setenv("SHORT_KEY", "facts")
-    load_recipe(str(write_recipe(tmp_path, tracking={"run_dir": f"{tmp_path}/dro_wizard"})))
-    text = f"{tmp_path}/dro_wizard of facts: http://host/score?model=a&monkey=b"
-    assert without_secrets(text) == text
-
-
-# --- services -------------------------------------------------------------------------------------
-
-
-def test_services_listen_here_alone_unless_told_otherwise():
-    import inspect
-
-    for command in (serve_retriever, serve_reward, serve_chat):
-        assert inspect.signature(command).parameters["host"].default == "127.0.0.1"
-    assert [is_loopback(h) for h in ("127.0.0.1", "127.1.2.3", "localhost", "::1")] == [True] * 4
-    assert [is_loopback(h) for h in ("0.0.0.0", "::", "", "10.0.0.1", "box")] == [False] * 5
-
-
-class Ones(Reward):
-    def score(self, outcomes):
-        return [1.0] * len(outcomes)
-
-
-@pytest.mark.parametrize(
-    ("host", "value", "warned"),
-    [("0.0.0.0", "", True), ("0.0.0.0", TOKEN, False), ("127.0.0.1", "", False)],
-)
-def test_a_reward_server_that_anyone_may_ask_says_so(monkeypatch, host, value, warned):
-    monkeypatch.setenv("DRO_RL_TOKEN", value)
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
-    said: list[str] = []
-    server.serve(Ones(), host, 0, said.append)
-    assert any("reached from other machines: set DRO_RL_TOKEN" in s for s in said) == warned
-    assert TOKEN not in "".join(said)
-
-
-def test_the_token_is_the_same_with_white_space_around_it(monkeypatch):
-    """A client sends it without, so a server that kept it would refuse its own."""
-    monkeypatch.setenv("DRO_RL_TOKEN", f" {TOKEN}\n")
-    apps = []
-    monkeypatch.setattr(server, "make_app", lambda reward, token: apps.append(token))
-    monkeypatch.setattr(uvicorn, "Config", lambda app, **_: None)
-    monkeypatch.setattr(
-        uvicorn,
-        "Server",
-        lambda config: type("S", (), {"run": lambda self, sockets: sockets[0].close()})(),
-    )
-    server.serve(Ones(), "127.0.0.1", 0, lambda text: None)
-    assert apps == [TOKEN]
-
-
-def test_a_body_that_drips_is_given_up_in_time(monkeypatch):
-    monkeypatch.setattr(server, "_SLOWEST_BODY", 0.3)
-    listening = listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(make_app(Ones()), log_level="error"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        while not running.started:
-            time.sleep(0.01)
-        with socket.create_connection(listening.getsockname(), timeout=10) as caller:
-            caller.sendall(b"POST /score HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
-            assert b"408" in caller.recv(200).split(b"\r\n")[0]
-    finally:
-        running.should_exit = True
-        thread.join(10)
-
-
-class Broken(Reward):
-    def score(self, outcomes):
-        raise LookupError("too picky")
-
-
-def test_a_caller_is_never_sent_a_traceback():
-    body = {
-        "questions": [
-            {"id": "q", "question": "?", "answers": ["a"], "selections": [{"documents": []}]}
-        ]
-    }
-    replies = [TestClient(make_app(Broken())).post("/score", json=body)]
-    replies += [
-        TestClient(make_app(Ones())).post("/score", content=content)
-        for content in (b"", b"{", b"[" * 5000, b'{"questions": ["\\ud800"]}', b"\xff")
-    ]
-    assert [reply.status_code for reply in replies] == [500, 422, 422, 422, 422, 422]
-    for reply in replies:
-        assert "Traceback" not in reply.text and ".py" not in reply.text
-
-
-def test_a_search_that_fails_tells_the_caller_nothing_of_it(capfd):
-    import asyncio
-
-    from fastapi import HTTPException
-
-    from dro_rl.retriever_server import RetrieverService
-
-    class Request:
-        @property
-        def headers(self):
-            raise KeyError("/secret/place")
-
-    metric = type("M", (), {"labels": lambda s, *_: s, "inc": lambda s: 0, "observe": lambda *_: 0})
-    service = SimpleNamespace(
-        timeout=1, token="t", requests=metric(), seconds=metric(), _found=None
-    )
-    with pytest.raises(HTTPException) as told:
-        asyncio.run(RetrieverService.func_or_class.search(service, Request()))
-    assert (told.value.status_code, "/secret" in told.value.detail) == (500, False)
-    assert "/secret/place" in capfd.readouterr().err
 
 
 # --- reports --------------------------------------------------------------------------------------
