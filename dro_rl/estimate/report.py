@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dro_rl.estimate import footprint
+from dro_rl.estimate import encoder, footprint
 from dro_rl.estimate.footprint import PARTS, Footprint
 from dro_rl.estimate.gpus import verdicts
 from dro_rl.estimate.passes import largest
@@ -46,8 +46,10 @@ def memory_in_words(recipe: Recipe, gpus: tuple[int, float] | None) -> list[str]
     Args:
         gpus: how many, and of how much memory each [GiB]; None: on a CPU.
     """
+    if isinstance(recipe.selector, EncoderSelector) and recipe.generator.is_none:
+        return _encoder_in_words(recipe, recipe.selector, "gpu" if gpus else "cpu")
     if isinstance(recipe.selector, EncoderSelector) or recipe.generator.is_none:
-        return ["Memory: not estimated for an encoder, or without a generator."]
+        return ["Memory: not estimated for an encoder with a generator, or an LLM without one."]
     shapes: dict[PolicyName, Shape] = {
         p: shape for p in POLICIES if (shape := shape_of(recipe.causal_lm(p)))
     }
@@ -69,6 +71,21 @@ def memory_in_words(recipe: Recipe, gpus: tuple[int, float] | None) -> list[str]
         *_table(shown),
     ]
     return lines + (verdicts(recipe, shapes, held, *gpus) if gpus else [])
+
+
+def _encoder_in_words(recipe: Recipe, section: EncoderSelector, device: str) -> list[str]:
+    shape = encoder.shape_of(section)
+    if shape is None:
+        return [f"Memory: unknown, for nothing here says how large {section.model} is."]
+    held = list(encoder.processes(recipe, section, shape, device))
+    alone = recipe.cluster.mode == "local"
+    return [
+        f"Size: selector {shape.parameters / 1e6:.2f}M parameters in {shape.layers} layers of "
+        f"{shape.hidden}, of which {shape.learned(section) / 1e6:.2f}M learn.",
+        "Memory a process at most [GiB], for texts that fill max_length: a forward pass that "
+        f"learns then takes {encoder.largest(recipe, section, shape)} tokens.",
+        *_table([footprint.one_process(held)] if alone else [*held, footprint.trainer()]),
+    ]
 
 
 def _size(policy: PolicyName, shape: Shape) -> str:

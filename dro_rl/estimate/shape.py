@@ -103,13 +103,13 @@ def shape_of(section: PolicySection) -> Shape | None:
     for name in names:
         if name == "scratch":
             return _from_scratch(section.scratch)
-        folder = _folder(name)
+        folder = model_folder(name)
         if folder is not None and (shape := _from_folder(folder)) is not None:
             return shape
     return _from_name(names[-1])
 
 
-def _folder(name: str) -> Path | None:
+def model_folder(name: str) -> Path | None:
     """Where a model's files are on this machine."""
     if name.startswith("builtin/"):
         return _BUILTIN / name
@@ -128,7 +128,7 @@ def _from_folder(folder: Path) -> Shape | None:
         config = json.loads((folder / "config.json").read_bytes())
         shape = _from_config(config.get("text_config", config))
         files = sorted(folder.glob("*.safetensors"))
-        count = sum(map(_stored_parameters, files)) if files else None
+        count = sum(map(stored_parameters, files)) if files else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
         return None
     return replace(shape, count=count)
@@ -170,7 +170,7 @@ def _from_name(name: str) -> Shape | None:
     return shape if apart(nearest) < 0.15 else replace(shape, count=round(wanted))
 
 
-def _stored_parameters(path: Path) -> int:
+def stored_parameters(path: Path) -> int:
     """Read off the header of a safetensors file: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))

@@ -26,8 +26,8 @@ from dro_rl.policy.texts import drop_oldest
 
 TaskText = tuple[str, str]
 
-_A_FILE = 128  # texts: seconds of an encoder on a CPU, which is what a killed process loses
-_TELL = 60.0  # seconds of encoding between words of it
+_A_FILE = 32  # texts at least, so that questions one by one make few files
+_TELL = 60.0  # seconds spent on encoding between words of it
 
 
 class Vectors:
@@ -44,7 +44,7 @@ class Vectors:
         self._read_files: set[str] = set()
         self._new: list[tuple[bytes, Tensor]] = []
         self._writes = True
-        self._computed, self._told = 0, time.monotonic()
+        self._computed, self._seconds = 0, 0.0  # the latter since it was last told
         atexit.register(self.write)
 
     def of(self, texts: Sequence[TaskText], compute: Callable[[TaskText], Tensor]) -> Tensor:
@@ -59,6 +59,8 @@ class Vectors:
         for text in missing:
             place = self._places.get(_key(text))
             self._kept[text] = self._add(text, compute) if place is None else _row(*place)
+        if len(self._new) >= _A_FILE:
+            self.write()
         rows = torch.stack([self._kept[text] for text in texts])
         drop_oldest(self._kept)
         return rows
@@ -84,15 +86,15 @@ class Vectors:
         self._new.clear()
 
     def _add(self, text: TaskText, compute: Callable[[TaskText], Tensor]) -> Tensor:
+        began = time.perf_counter()
         vector = compute(text).cpu()
         self._computed += 1
+        self._seconds += time.perf_counter() - began
         if self._writes:
             self._new.append((_key(text), vector))
-        if len(self._new) >= _A_FILE:
-            self.write()
-        if time.monotonic() - self._told > _TELL:
+        if self._seconds > _TELL:
             print(f"frozen encoder: {self._computed:,} texts encoded", file=sys.stderr)
-            self._told = time.monotonic()
+            self._seconds = 0.0
         return vector
 
     def _read(self) -> None:

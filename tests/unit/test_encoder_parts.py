@@ -18,6 +18,8 @@ from dro_rl.policy.encoder_files import load_encoder
 from dro_rl.policy.encoder_parts import train_last_layers
 from dro_rl.policy.picks import Picks
 from dro_rl.policy.targets import Target
+from dro_rl.recipe import Recipe
+from dro_rl.records import Rollout, Selection, WeightedRollout
 from tests.encoders import make_bi_encoder, make_cross_encoder, make_encoder_recipe
 from tests.tiny import make_example
 
@@ -122,6 +124,17 @@ def test_adapters_begin_as_nothing_and_can_be_left_out(models):
     with adapted.model.disable_adapter():
         assert adapted.probe(make_example())[1] == pytest.approx(before, abs=1e-6)
     assert adapted.probe(make_example())[1] == after
+
+
+def test_grpos_reference_is_the_encoder_without_them(models):
+    algorithm = {"kind": "grpo", "kl": 0.1, "train": ["selector"]}
+    settings = make_encoder_recipe(models["bi"], LORA).resolved() | {"algorithm": algorithm}
+    recipe = Recipe.model_validate(settings)
+    learner = EncoderLearner(recipe, "selector", str(models["bi"]), 10, 1e-2)
+    selection = Selection("[5] > [4]", (4, 3), (-1.0, -1.0), (4, 3), False)
+    batch = [WeightedRollout(Rollout(make_example(), (), (selection,), 0), (1.0,), ())]
+    assert learner.step(batch).kl == pytest.approx(0, abs=1e-6)
+    assert learner.step(batch).kl > 1e-4
 
 
 def test_saving_leaves_the_learner_as_it_is(models, tmp_path):

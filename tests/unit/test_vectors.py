@@ -71,11 +71,14 @@ def test_a_changed_file_is_computed_again(tmp_path):
     assert torch.equal(written(tmp_path), rows)
 
 
-def test_what_a_killed_process_had_is_there_but_for_the_last(tmp_path):
-    many = [("document", str(i)) for i in range(300)]
-    Vectors(tmp_path).of(many, lambda text: torch.full((2,), float(text[1])))
-    rows = Vectors(tmp_path).of(many[:256], known)
-    assert rows[:, 0].tolist() == list(range(256))
+def test_what_a_killed_process_had_is_there_but_for_a_few(tmp_path):
+    many = [("document", str(i)) for i in range(110)]
+    killed = Vectors(tmp_path)
+    for some in (many[:50], many[50:100], many[100:]):
+        killed.of(some, lambda text: torch.full((2,), float(text[1])))
+    rows = Vectors(tmp_path).of(many[:100], known)
+    assert rows[:, 0].tolist() == list(range(100))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_told_of_once(tmp_path, capsys):

@@ -1,0 +1,160 @@
+"""Bytes that the processes of a selector that is a sentence encoder hold at most.
+
+As footprint.py counts them for causal LMs: weights, gradients and AdamW's moments, and what
+autograd keeps of the layers of transformers' BERT, in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dro_rl.estimate.footprint import GIB, LIBRARIES, PARTS, Footprint
+from dro_rl.estimate.shape import model_folder, stored_parameters
+from dro_rl.recipe import Recipe
+from dro_rl.sections.algorithm import GrpoAlgorithm
+from dro_rl.sections.encoder import EncoderSelector
+
+_FLOAT32 = 4
+_TOGETHER = 32  # texts of an engine's forward pass, see dro_rl.policy.encoder
+
+# What the C library's heap takes for a megabyte of activations (see footprint.py), fitted to
+# learners of all-MiniLM-L6-v2. peft's sums come and go between blocks that stay.
+_HEAP, _HEAP_LORA = 1.3, 1.8
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """A transformer of `layers`, and the most tokens of a text that the encoder reads."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    positions: int
+    parameters: int
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one, norms left aside."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+
+    def learned(self, section: EncoderSelector) -> int:
+        """Parameters that learn."""
+        h = self.hidden
+        if section.lora:  # four square maps a layer, and one up and one down
+            return self.layers * section.lora.rank * (4 * 2 * h + 2 * (h + self.intermediate))
+        parts = {"head": h**2, "last_layers": (section.layers or 0) * self.layer}
+        return parts.get(section.train, self.parameters)
+
+
+def shape_of(section: EncoderSelector) -> EncoderShape | None:
+    """The shape of an encoder, None where its files are not here or say nothing of it."""
+    for name in filter(None, (section.model, section.init)):
+        folder = model_folder(name)
+        if folder is None:
+            continue
+        try:
+            config = next(c for c in map(_json, sorted(folder.rglob("config.json"))) if c)
+            return EncoderShape(
+                layers=int(_first(config, "num_hidden_layers", "n_layers", "num_layers")),
+                hidden=int(_first(config, "hidden_size", "dim", "d_model")),
+                intermediate=int(_first(config, "intermediate_size", "hidden_dim", "d_ff")),
+                positions=int(_limit(folder) or config["max_position_embeddings"]),
+                parameters=sum(map(stored_parameters, folder.rglob("*.safetensors"))),
+            )
+        except (OSError, ValueError, TypeError, KeyError, StopIteration):
+            continue
+    return None
+
+
+def largest(recipe: Recipe, section: EncoderSelector, shape: EncoderShape) -> int:
+    """Tokens of a learner's largest forward pass: of texts that are as long as can be."""
+    if section.train == "head":
+        return 0  # it learns from vectors
+    length = min(section.max_length or shape.positions, shape.positions)
+    candidates, later = recipe.retrieval.candidates, section.documents - 1
+    # A cross-encoder reads as many pairs; what a conditional one picks makes it read them again.
+    states = 1 + later * recipe.algorithm.samples if section.conditional else 1
+    question = (candidates + states) * length
+    batch = recipe.training.batch_size * question
+    return min(batch, max(recipe.training.tokens_per_microbatch, question))
+
+
+def processes(
+    recipe: Recipe, section: EncoderSelector, shape: EncoderShape, device: str
+) -> Iterator[Footprint]:
+    """Those of the encoder, and the reward service, which has no generator to hold."""
+    for _ in range(recipe.rollout.workers):
+        yield engine(section, shape, device)
+    for _ in range(recipe.cluster.reward_workers):
+        yield _of("reward service", device)
+    if "selector" in recipe.algorithm.train:
+        yield learner(recipe, section, shape, device)
+
+
+def engine(section: EncoderSelector, shape: EncoderShape, device: str) -> Footprint:
+    """It scores, and keeps nothing for a backward pass."""
+    together = 1 if section.train == "head" else _TOGETHER
+    length = min(section.max_length or shape.positions, shape.positions)
+    at_once = _FLOAT32 * (2 * shape.intermediate + 4 * shape.hidden)
+    return _of(
+        "selector engine",
+        device,
+        weights=shape.parameters * _FLOAT32,
+        activations=together * length * at_once,
+    )
+
+
+def learner(
+    recipe: Recipe, section: EncoderSelector, shape: EncoderShape, device: str
+) -> Footprint:
+    """At the end of a step's last forward pass."""
+    learned, algorithm = shape.learned(section), recipe.algorithm
+    restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0 and not section.lora
+    weights = shape.parameters * (2 if restrained else 1)
+    weights += learned if section.lora or section.train == "head" else 0
+    heap = _HEAP_LORA if section.lora else _HEAP
+    return _of(
+        "selector learner",
+        device,
+        weights=weights * _FLOAT32,
+        gradients=learned * _FLOAT32,
+        optimiser=2 * learned * _FLOAT32,
+        activations=largest(recipe, section, shape)
+        * ((section.layers or shape.layers) * kept(shape) + _passing(shape))
+        * (heap if device == "cpu" else 1.0),
+    )
+
+
+def kept(shape: EncoderShape) -> int:
+    """Bytes a token that autograd keeps of one layer: its input, queries, keys and values,
+    attention's output, what both norms are given and the first gives, and the MLP's two halves."""
+    return _FLOAT32 * (8 * shape.hidden + 2 * shape.intermediate)
+
+
+def _passing(shape: EncoderShape) -> int:
+    """Bytes a token of one layer's gradients."""
+    return _FLOAT32 * 2 * (shape.intermediate + shape.hidden)
+
+
+def _of(role: str, device: str, **sizes: float) -> Footprint:
+    sizes["process"] = LIBRARIES[device] * GIB
+    return Footprint(role, "selector", {name: sizes.get(name, 0.0) / GIB for name in PARTS})
+
+
+def _json(path: Path) -> Any:
+    """None of a module's configuration that is no transformer's."""
+    config = json.loads(path.read_bytes())
+    return config if "model_type" in config else None
+
+
+def _limit(folder: Path) -> int | None:
+    path = folder / "sentence_bert_config.json"
+    return json.loads(path.read_bytes()).get("max_seq_length") if path.is_file() else None
+
+
+def _first(config: dict[str, Any], *names: str) -> Any:
+    return next(config[name] for name in names if name in config)
