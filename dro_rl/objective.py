@@ -1,7 +1,8 @@
 """What one policy learns from a group: its loss terms, and their loss under the recipe's algorithm.
 
 The generator's is always a weighted likelihood of reference answers. The selector's is a weighted
-likelihood of selections, or a clipped ratio to the policy that sampled them.
+likelihood of selections, or a clipped ratio to the policy that sampled them; either may hold it
+near the policy that training started with.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dro_rl.algorithms import Group, weigh
-from dro_rl.algorithms.losses import Parts, Tokens, clipped_ratio_loss
+from dro_rl.algorithms.losses import Parts, Tokens, selector_loss
 from dro_rl.passes import Passes, Question
 from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.completion import AnyCompletion, AnyLikelihood, Completion
@@ -29,7 +30,7 @@ from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.records import Rollout, ScoredRollout, WeightedRollout
 from dro_rl.reward import Reward
 from dro_rl.reward.scoring import answer_tokens, by_documents, document_lists, score_group
-from dro_rl.sections.algorithm import GrpoAlgorithm, PpoAlgorithm
+from dro_rl.sections.algorithm import PpoAlgorithm
 from dro_rl.sections.policy import PolicySection
 
 T = TypeVar("T")
@@ -77,9 +78,7 @@ class Objective:
             nn.init.zeros_(self.value_head.weight)  # the value of every state is 0 at first
             nn.init.zeros_(self.value_head.bias)
             self.value_head.to(model.device)
-        self._restrained = (
-            selects and isinstance(self.algorithm, GrpoAlgorithm) and self.algorithm.kl > 0
-        )
+        self._restrained = selects and self.algorithm.restrained
         self._reference: AnyLikelihood | None = None
         if self._restrained and recipe.policy(policy).lora is None:
             self._reference = self._frozen(initial)
@@ -157,8 +156,8 @@ class Objective:
 
     def loss(self, targets: Sequence[Target]) -> Evaluated:
         """The sum of the targets' terms, with its graph."""
-        if self.clips:
-            return self._clipped(targets)
+        if self.clips or self._restrained:
+            return self._compared(targets)
         logps = self.log_likelihoods(targets)
         coefficients = torch.tensor([t.coefficient for t in targets], device=logps.device)
         return Evaluated(Parts(-(coefficients * logps).sum(), 0.0), logps.tolist())
@@ -190,7 +189,8 @@ class Objective:
         loss = -(factors * logps[used]).sum()
         return Evaluated(Parts(loss, 0.0), logps.tolist()), scored
 
-    def _clipped(self, targets: Sequence[Target]) -> Evaluated:
+    def _compared(self, targets: Sequence[Target]) -> Evaluated:
+        """With the policy that sampled, or with the one that training started with."""
         completions = [t.completions[0] for t in targets]
         values = None
         with self._autocast():
@@ -227,7 +227,7 @@ class Objective:
             padded([t.tokens.values for t in targets if t.tokens]) if values is not None else None,
             padded([t.tokens.returns for t in targets if t.tokens]) if values is not None else None,
         )
-        parts = clipped_ratio_loss(self.algorithm, tokens)
+        parts = selector_loss(self.algorithm, tokens)
         return Evaluated(parts, logps.detach().sum(1).tolist())
 
     @contextmanager

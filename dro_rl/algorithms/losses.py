@@ -1,4 +1,5 @@
-"""The selector's losses that compare it with the policy that sampled, on padded tensors.
+"""The selector's losses that compare it, with the policy that sampled or the one that training
+started with, on padded tensors.
 
 Shapes: B selections, T tokens; what stands beyond a selection's end does not count. All losses are
 sums over selections; the caller divides by the number of questions. Equal selections of a question
@@ -7,6 +8,7 @@ are one row whose advantage is the sum of theirs, and whose share is the number 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +22,8 @@ class Tokens:
     """Rows of selections. `logps` and `values` carry the graph, the rest does not.
 
     `logps`, `sampled_logps` and `reference_logps` [nats] are the learner's now, the sampler's and
-    the frozen reference's. `advantages` are over m. `values`, `sampled_values`, `returns` are
-    PPO's, `reference_logps` GRPO's; None elsewhere.
+    the frozen reference's. `advantages` are over m. `reference_logps` are None without
+    `kl`; `values`, `sampled_values`, `returns` are PPO's, and None elsewhere.
     """
 
     logps: Tensor
@@ -50,31 +52,39 @@ class Parts:
     value_loss: float = 0.0
 
 
-def clipped_ratio_loss(algorithm: Algorithm, tokens: Tokens) -> Parts:
-    """The loss of an algorithm that clips, with its divergence and value terms."""
-    assert algorithm.clips != "no"
-    per_row = (
-        _token_mean
-        if isinstance(algorithm, GrpoAlgorithm) and algorithm.scale == "std"
-        else _token_sum
-    )
+def selector_loss(algorithm: Algorithm, tokens: Tokens) -> Parts:
+    """An algorithm's loss with its divergence and value terms: a clipped ratio, or the weighted
+    likelihood."""
+    grpo = isinstance(algorithm, GrpoAlgorithm) and algorithm.scale == "std"
+    per_row = _token_mean if grpo else _token_sum
+    loss, clipped = _policy_loss(algorithm, tokens, per_row)
+    kl, value = 0.0, 0.0
+    if tokens.reference_logps is not None:
+        kl_B = per_row(divergence(tokens.logps, tokens.reference_logps), tokens.mask)
+        total = (kl_B * tokens.shares_B).sum()
+        loss, kl = loss + algorithm.kl * total, total.item()  # type: ignore[union-attr]
+    if isinstance(algorithm, PpoAlgorithm):
+        total = (_value_loss(tokens, algorithm.value_clip) * tokens.shares_B).sum()
+        loss, value = loss + algorithm.value_weight * total, total.item()
+    return Parts(loss, clipped, kl, value)
+
+
+def _policy_loss(
+    algorithm: Algorithm, tokens: Tokens, per_row: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, float]:
+    """And the share of what the clip took the gradient from."""
+    # An advantage of a selection stands at each of its tokens.
+    if algorithm.clips == "no":
+        logps_B = _token_sum(tokens.logps, tokens.mask)
+        return -(tokens.advantages[:, 0] * logps_B).sum(), 0.0
     clip: float = algorithm.clip  # type: ignore[union-attr]
     log_ratio = (tokens.logps - tokens.sampled_logps) * tokens.mask
     if algorithm.clips == "selections":
-        # An advantage of a selection stands at each of its tokens.
         surrogate_B, outside_B = _clipped(log_ratio.sum(1), tokens.advantages[:, 0], clip)
-        return Parts(-surrogate_B.sum(), (outside_B * tokens.shares_B).sum().item())
+        return -surrogate_B.sum(), (outside_B * tokens.shares_B).sum().item()
     surrogate, outside = _clipped(log_ratio, tokens.advantages, clip)
-    loss = -per_row(surrogate, tokens.mask).sum()
     clipped = (_token_mean(outside, tokens.mask) * tokens.shares_B).sum().item()
-    if isinstance(algorithm, GrpoAlgorithm) and tokens.reference_logps is not None:
-        kl_B = per_row(divergence(tokens.logps, tokens.reference_logps), tokens.mask)
-        kl = (kl_B * tokens.shares_B).sum()
-        return Parts(loss + algorithm.kl * kl, clipped, kl=kl.item())
-    if isinstance(algorithm, PpoAlgorithm):
-        value = (_value_loss(tokens, algorithm.value_clip) * tokens.shares_B).sum()
-        return Parts(loss + algorithm.value_weight * value, clipped, value_loss=value.item())
-    return Parts(loss, clipped)
+    return -per_row(surrogate, tokens.mask).sum(), clipped
 
 
 def divergence(logps: Tensor, reference_logps: Tensor) -> Tensor:

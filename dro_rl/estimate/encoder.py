@@ -15,7 +15,6 @@ from typing import Any
 from dro_rl.estimate.footprint import GIB, LIBRARIES, PARTS, Footprint
 from dro_rl.estimate.shape import model_folder, stored_parameters
 from dro_rl.recipe import Recipe
-from dro_rl.sections.algorithm import GrpoAlgorithm
 from dro_rl.sections.encoder import EncoderSelector
 
 _FLOAT32 = 4
@@ -112,8 +111,8 @@ def learner(
     recipe: Recipe, section: EncoderSelector, shape: EncoderShape, device: str
 ) -> Footprint:
     """At the end of a step's last forward pass."""
-    learned, algorithm = shape.learned(section), recipe.algorithm
-    restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0 and not section.lora
+    learned = shape.learned(section)
+    restrained = recipe.algorithm.restrained and not section.lora
     weights = shape.parameters * (2 if restrained else 1)
     weights += learned if section.lora or section.train == "head" else 0
     heap = _HEAP_LORA if section.lora else _HEAP

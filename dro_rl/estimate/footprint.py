@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from dro_rl.estimate.passes import Pass, largest
 from dro_rl.estimate.shape import Shape
 from dro_rl.recipe import PolicyName, Recipe
-from dro_rl.sections.algorithm import GrpoAlgorithm
 from dro_rl.sections.policy import PolicySection
 
 GIB = 2**30
@@ -64,9 +63,7 @@ def learner(recipe: Recipe, policy: PolicyName, shape: Shape, device: str) -> Fo
         weights += shape.gathered * width
     elif width < _FLOAT32 and not section.lora:
         weights += shape.parameters * width  # autocast's copies, held until the backward pass
-    algorithm = recipe.algorithm
-    restrained = isinstance(algorithm, GrpoAlgorithm) and algorithm.kl > 0
-    if policy == "selector" and restrained and not section.lora:
+    if policy == "selector" and recipe.algorithm.restrained and not section.lora:
         weights += shape.parameters * width  # the frozen reference
     gradients, activations = trained * _FLOAT32, load.tokens * _activations(section, shape)
     return Footprint(

@@ -21,11 +21,26 @@ class _Algorithm(Section):
     clips: ClassVar[Literal["no", "tokens", "selections"]] = "no"
     """Whether the selector's loss is a clipped ratio to the policy that sampled, and of what."""
 
+    @property
+    def restrained(self) -> bool:
+        """Whether the selector is held near the one that training starts with."""
+        return getattr(self, "kl", 0.0) > 0
+
     @model_validator(mode="after")
     def _names_each_policy_once(self) -> _Algorithm:
         if len(set(self.train)) != len(self.train):
             raise ValueError("train names a policy twice")
         return self
+
+
+class _Sampling(_Algorithm):
+    """An algorithm whose selections are draws from the selector."""
+
+    kl: NonNegativeFloat = Field(
+        default=0.0,
+        description="weight of the selector's divergence from the one that training starts with: "
+        "where the reward says nothing, it stays as it was",
+    )
 
 
 class _WithAGroup(_Algorithm):
@@ -42,7 +57,7 @@ class _WithAGroup(_Algorithm):
         return self
 
 
-class _ExpectedReward(_Algorithm):
+class _ExpectedReward(_Sampling):
     """An algorithm that maximises the expectation of the reward."""
 
     maximise: Literal["reward", "log_reward"] = Field(
@@ -51,7 +66,7 @@ class _ExpectedReward(_Algorithm):
     )
 
 
-class DroAlgorithm(_Algorithm):
+class DroAlgorithm(_Sampling):
     """DRO, arXiv 2505.03075."""
 
     kind: Literal["dro"] = "dro"
@@ -80,7 +95,7 @@ class DroAlgorithm(_Algorithm):
         return self
 
 
-class MaxrlAlgorithm(_WithAGroup):
+class MaxrlAlgorithm(_WithAGroup, _Sampling):
     """MaxRL, arXiv 2602.02710."""
 
     kind: Literal["maxrl"]
@@ -95,9 +110,6 @@ class GrpoAlgorithm(_WithAGroup, _ExpectedReward):
         description="std: divide by the group's deviation and a selection's length; none: Dr. GRPO",
     )
     clip: Clip = 0.2
-    kl: NonNegativeFloat = Field(
-        default=0.0, description="weight of the divergence from the selector training starts with"
-    )
     clips = "tokens"
 
 
@@ -145,7 +157,6 @@ class TrlGrpoAlgorithm(_WithAGroup, _ExpectedReward):
     train: list[PolicyName] = Field(default=["selector"], min_length=1)
     scale: Literal["std", "none"] = "std"
     clip: Clip = 0.2
-    kl: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _selector_alone(self) -> TrlGrpoAlgorithm:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from dro_rl.algorithms.losses import Tokens, clipped_ratio_loss, divergence
+from dro_rl.algorithms.losses import Tokens, divergence, selector_loss
 from dro_rl.sections.algorithm import Algorithm
 
 M = 6
@@ -21,7 +21,11 @@ KINDS = [
     "grpo scale=none kl=0.3 clip=0.1",
     "rloo",
     "rloo clip=0.1",
+    "rloo kl=0.3",
+    "dro kl=0.3",
+    "reinforce kl=0.3",
     "ppo",
+    "ppo kl=0.3",
     "ppo clip=0.1 value_weight=2 value_clip=0.05",
 ]
 
@@ -70,14 +74,14 @@ def make_tokens(algorithm: Algorithm, selections: list[dict], times: list[int]) 
         for name in selections[0]
     }
     times_B = torch.tensor(times, dtype=torch.float64)
-    grpo, ppo = algorithm.kind == "grpo", algorithm.kind == "ppo"
+    ppo = algorithm.kind == "ppo"
     return Tokens(
         of["logps"].requires_grad_(),
         of["sampled"],
         of["advantages"] * times_B[:, None],
         times_B / M,
         padded([[1.0] * len(s["logps"]) for s in selections]),
-        of["reference"] if grpo and algorithm.kl else None,
+        of["reference"] if algorithm.kl else None,
         of["values"].requires_grad_() if ppo else None,
         of["sampled_values"] if ppo else None,
         of["returns"] if ppo else None,
@@ -95,22 +99,25 @@ def naive(algorithm: Algorithm, selections: list[dict]) -> dict[str, float]:
     out = Counter(loss=0.0, clipped=0.0, kl=0.0, value_loss=0.0)
     for s in selections:
         n = len(s["logps"])
+        over = n if algorithm.kind == "grpo" and algorithm.scale == "std" else 1
+        for t in range(n if algorithm.kl else 0):
+            u = math.exp(s["reference"][t] - s["logps"][t])
+            k3 = u - math.log(u) - 1
+            out["kl"] += k3 / over / M
+            out["loss"] += algorithm.kl * k3 / over / M
+        if algorithm.clips == "no":
+            out["loss"] -= s["advantages"][0] * sum(s["logps"])
+            continue
         ratios = [math.exp(p - q) for p, q in zip(s["logps"], s["sampled"], strict=True)]
         if algorithm.kind == "rloo":
             term, outside = clipped_term(math.prod(ratios), s["advantages"][0], algorithm.clip)
             out["loss"] -= term
             out["clipped"] += outside / M
             continue
-        over = n if algorithm.kind == "grpo" and algorithm.scale == "std" else 1
         for t in range(n):
             term, outside = clipped_term(ratios[t], s["advantages"][t], algorithm.clip)
             out["loss"] -= term / over
             out["clipped"] += outside / n / M
-            if algorithm.kind == "grpo" and algorithm.kl:
-                u = math.exp(s["reference"][t] - s["logps"][t])
-                k3 = u - math.log(u) - 1
-                out["kl"] += k3 / over / M
-                out["loss"] += algorithm.kl * k3 / over / M
             if algorithm.kind == "ppo":
                 value, old, back = s["values"][t], s["sampled_values"][t], s["returns"][t]
                 near = min(max(value, old - algorithm.value_clip), old + algorithm.value_clip)
@@ -126,10 +133,10 @@ def test_losses_are_those_of_a_loop_over_tokens(text):
     selections = make_selections(algorithm)
     drawn = [selections[z] for z in DRAWN]
     wanted = naive(algorithm, drawn)
-    parts = clipped_ratio_loss(algorithm, make_tokens(algorithm, drawn, [1] * M))
+    parts = selector_loss(algorithm, make_tokens(algorithm, drawn, [1] * M))
     assert parts.loss.item() == pytest.approx(wanted["loss"], rel=1e-9)
     assert parts.clipped == pytest.approx(wanted["clipped"])
-    assert 0 < parts.clipped < 1
+    assert 0 < parts.clipped < 1 or algorithm.clips == "no"
     assert parts.kl == pytest.approx(wanted["kl"], rel=1e-9)
     assert parts.value_loss == pytest.approx(wanted["value_loss"], rel=1e-9)
 
@@ -141,7 +148,7 @@ def test_a_selection_drawn_thrice_is_one_row_of_three(text):
     selections, times = make_selections(algorithm), Counter(DRAWN)
     folded = make_tokens(algorithm, selections, [times[z] for z in range(4)])
     unfolded = make_tokens(algorithm, [selections[z] for z in DRAWN], [1] * M)
-    one, many = clipped_ratio_loss(algorithm, folded), clipped_ratio_loss(algorithm, unfolded)
+    one, many = selector_loss(algorithm, folded), selector_loss(algorithm, unfolded)
     assert one.loss.item() == pytest.approx(many.loss.item())
     assert (one.clipped, one.kl, one.value_loss) == pytest.approx(
         (many.clipped, many.kl, many.value_loss)
@@ -161,7 +168,7 @@ def test_the_gradient_is_the_ratio_times_the_advantage_and_0_where_clipped(text)
     algorithm = section(text)
     selections = make_selections(algorithm)
     tokens = make_tokens(algorithm, selections, [1] * 4)
-    clipped_ratio_loss(algorithm, tokens).loss.backward()
+    selector_loss(algorithm, tokens).loss.backward()
     seen = Counter()
     for row, s in enumerate(selections):
         n = len(s["logps"])
@@ -185,7 +192,7 @@ def test_at_the_policy_that_sampled_the_gradient_is_that_of_reinforce(text):
     algorithm = section(text)
     selections = [s | {"logps": s["sampled"]} for s in make_selections(algorithm)]
     tokens = make_tokens(algorithm, selections, [1] * 4)
-    parts = clipped_ratio_loss(algorithm, tokens)
+    parts = selector_loss(algorithm, tokens)
     parts.loss.backward()
     over = tokens.mask.sum(1, keepdim=True) if text == "grpo" else 1
     assert parts.clipped == 0
@@ -203,7 +210,7 @@ def test_the_clip_binds_on_the_side_that_would_gain_alone():
         torch.full((4,), 0.25),
         torch.ones(4, 1),
     )
-    parts = clipped_ratio_loss(algorithm, tokens)
+    parts = selector_loss(algorithm, tokens)
     parts.loss.backward()
     assert parts.loss.item() == pytest.approx(-(1.2 - 0.8 - 2 + 0.5) / 4)
     assert parts.clipped == 0.5

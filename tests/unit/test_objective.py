@@ -1,6 +1,8 @@
-"""What the selector learns from a group by clipped ratios: through real models, against loops of
-one forward pass a selection; the value head; the selector that training started with."""
+"""What the selector learns from a group by clipped ratios, and with `kl`: through real models,
+against loops of one forward pass a selection; the value head; the selector that training started
+with."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -18,6 +20,8 @@ KINDS = {
     "grpo with kl": {"kind": "grpo", "kl": 0.3},
     "dr grpo with kl": {"kind": "grpo", "scale": "none", "kl": 0.3},
     "rloo": {"kind": "rloo"},
+    "rloo with kl": {"kind": "rloo", "kl": 0.3},
+    "dro with kl": {"kind": "dro", "baseline": "uniform", "kl": 0.3},
     "ppo": {"kind": "ppo", "gae_lambda": 0.9, "value_clip": 0.05},
 }
 
@@ -81,15 +85,20 @@ def plain_loss(learner: Learner, initial: Learner, weighted: WeightedRollout) ->
         advantage = torch.full_like(ratio, weighted.selector[i])
         if algorithm.kind == "rloo":
             ratio, advantage = ratio.prod(), advantage[0]
+        if algorithm.kind == "dro":
+            ratio, advantage = logps.sum(), advantage[0]
         if algorithm.kind == "ppo":
             advantage = torch.tensor(weighted.tokens[i].advantages) / m
-        near = ratio.clamp(1 - algorithm.clip, 1 + algorithm.clip)
+        clip = math.inf if algorithm.clips == "no" else algorithm.clip
+        near = ratio.clamp(1 - clip, 1 + clip)
         terms = -torch.min(ratio * advantage, near * advantage)
-        if algorithm.kind == "grpo" and algorithm.kl:
+        by_mean = algorithm.kind == "grpo" and algorithm.scale == "std"
+        if algorithm.kl:
             with torch.no_grad():
                 reference, _ = forward(initial, rollout, i)
             gap = reference - logps
-            terms = terms + algorithm.kl * (gap.exp() - gap - 1) / m
+            kl = algorithm.kl * (gap.exp() - gap - 1) / m
+            loss = loss + (kl.mean() if by_mean else kl.sum())
         if algorithm.kind == "ppo":
             tokens = weighted.tokens[i]
             value, old = learner.objective.value_head(hidden)[:, 0], torch.tensor(tokens.values)
@@ -97,7 +106,6 @@ def plain_loss(learner: Learner, initial: Learner, weighted: WeightedRollout) ->
             back = torch.tensor(tokens.returns)
             error = torch.max((value - back) ** 2, (clipped - back) ** 2) / 2
             terms = terms + algorithm.value_weight * error / m
-        by_mean = algorithm.kind == "grpo" and algorithm.scale == "std"
         loss = loss + (terms.mean() if by_mean else terms.sum())
     return loss
 
@@ -117,7 +125,7 @@ def test_loss_and_gradient_are_those_of_the_papers_formulas(folder, name):
         learner.optimizer.zero_grad()
         totals = learner.backward([learner.objective.targets(w) for w in batch])
         assert totals.loss == pytest.approx(total.item(), rel=1e-4, abs=1e-6)
-        assert 0 < totals.clipped < 1
+        assert 0 < totals.clipped < 1 or learner.recipe.algorithm.clips == "no"
         found = {n: p.grad for n, p in learner.trainable.items() if p.grad is not None}
         assert found.keys() == wanted.keys()
         error = sum((found[n] - wanted[n]).square().sum() for n in wanted)

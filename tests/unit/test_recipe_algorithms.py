@@ -40,8 +40,8 @@ def test_an_algorithm_without_a_kind_is_dro(write):
         ("{kind: grpo, clip: 1}", "algorithm.clip: Input should be less than 1"),
         ("{kind: grpo, kl: -1}", "algorithm.kl: Input should be greater than or equal to 0"),
         (
-            "{kind: rloo, kl: 0.1}",
-            "algorithm.kl: belongs to kind: grpo",
+            "{kind: independent, kl: 0.1}",
+            "algorithm.kl: belongs to kind: dro or maxrl or grpo",
         ),
         ("{kind: rloo, cip: 0.1}", "algorithm.cip: unknown key; did you mean clip?"),
         ("{kind: reinforce, clip: 0.1}", "algorithm.clip: belongs to kind: grpo"),
