@@ -4,14 +4,13 @@
                                  [--conditional] [ARM ...]
     python benchmarks/encoder.py --sampling
 
-all-MiniLM-L6-v2 with a head (recipes/hotpot_encoder.yaml) and HotpotQA's questions with their 10
+all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml) and HotpotQA's questions with their 10
 paragraphs, from shared/data beside the checkout or DRO_RL_DATA: to train on, the training file and
 the validation file's first; to evaluate on, the validation file's last 500. Arms are bm25,
 untrained, fusion, listwise, in_batch, dro, maxrl, grpo and rloo, by default all of them; the last
 four have the reward answer_in_documents and see no gold label. Figures are the share of gold
 paragraphs among those picked and of questions with all of them picked, and the difference of the
-first to the untrained encoder with the p-value of a paired bootstrap over questions. Nearly all of
-the time is the frozen encoder's one pass over all paragraphs. Writes results/encoder.json and .md
+first to the untrained encoder with the p-value of a paired bootstrap over questions. Writes results/encoder.json and .md
 beside this file, with --data musique encoder_musique. --sampling prints what 64 selections a
 question cost over 8, encoding included.
 """
@@ -157,8 +156,8 @@ def run(arm: str, recipe: Recipe, folder: Path) -> Scores:
         made = warm_up(recipe.model_copy(update={"warmup": negatives}), folder, quiet)
         return picked(recipe, str(made["selector"]), held_out)
     settings = recipe.resolved()
-    samples = settings["algorithm"]["samples"]
-    settings["algorithm"] = {"samples": samples, "train": ["selector"], **REINFORCED[arm]}
+    common = {name: settings["algorithm"][name] for name in ("samples", "kl", "train")}
+    settings["algorithm"] = common | REINFORCED[arm]
     settings["tracking"]["run_dir"] = str(folder)
     made = train(Recipe.model_validate(settings), quiet)
     last = len(made.evaluations()) - 1

@@ -146,8 +146,8 @@ class VllmEngine:
         if self._rollout.tensor_parallel > 1:
             self._reload_from_file(named)
         else:
-            all_of_them = {"weights_iterator": iter(named.items())}
-            self._llm.collective_rpc("reload_weights", kwargs=all_of_them)
+            whole = iter(named.items())
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole})
         self._reset_prefix_cache()
 
     def _reload_from_file(self, named: Mapping[str, Tensor]) -> None:
