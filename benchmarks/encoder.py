@@ -4,15 +4,15 @@
                                  [--conditional] [ARM ...]
     python benchmarks/encoder.py --sampling
 
-all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml) and HotpotQA's questions with their 10
-paragraphs, from shared/data beside the checkout or DRO_RL_DATA: to train on, the training file and
-the validation file's first; to evaluate on, the validation file's last 500. Arms are bm25,
-untrained, fusion, listwise, in_batch, dro, maxrl, grpo and rloo, by default all of them; the last
-four have the reward answer_in_documents and see no gold label. Figures are the share of gold
-paragraphs among those picked and of questions with all of them picked, and the difference of the
-first to the untrained encoder with the p-value of a paired bootstrap over questions. Writes results/encoder.json and .md
-beside this file, with --data musique encoder_musique. --sampling prints what 64 selections a
-question cost over 8, encoding included.
+all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml) and HotpotQA's questions with their 10 paragraphs,
+from shared/data beside the checkout or DRO_RL_DATA: to train on, the training file and the
+validation file's first; to evaluate on, the validation file's last 500. Arms are bm25, untrained,
+fusion, listwise, in_batch, dro, maxrl, grpo and rloo, by default all of them; the last four have
+the reward answer_in_documents and see no gold label. Figures are the share of gold paragraphs among
+those picked and of questions with all of them picked, and the difference of the first to the
+untrained encoder with the p-value of a paired bootstrap over questions. Writes results/encoder.json
+and .md beside this file, with --data musique encoder_musique. --sampling prints what 64 selections
+a question cost over 8, encoding included.
 """
 
 from __future__ import annotations
