@@ -7,6 +7,8 @@ A score is grad log p_s(z|x). Shapes: Z selections, T tokens, P parameters, G gr
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,12 @@ from tests.tiny import (
     make_recipe,
     make_rollout,
 )
+
+
+def _orders(drawn: Sequence[int]) -> float:
+    """In how many orders these can be drawn."""
+    equal = math.prod(math.factorial(n) for n in Counter(drawn).values())
+    return math.factorial(len(drawn)) / equal
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,12 @@ class World:
         probabilities: np.ndarray | None = None,
         log_ratios: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The expected gradient over all Z^m ordered groups: (P,)."""
+        """The expected gradient over all Z^m ordered groups, of which those with the same
+        selections have the same estimate, and one of them is made: (P,)."""
         p = self.probabilities if probabilities is None else probabilities
         mean = sum(
-            p[list(drawn)].prod() * self.estimate(algorithm, drawn, log_ratios)
-            for drawn in itertools.product(range(len(p)), repeat=m)
+            _orders(drawn) * p[list(drawn)].prod() * self.estimate(algorithm, drawn, log_ratios)
+            for drawn in itertools.combinations_with_replacement(range(len(p)), m)
         )
         return self.expand(mean)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from functools import cache
 from itertools import permutations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dro_rl.policy import causal_lm
+from dro_rl.prompts import PromptWriter
 from dro_rl.recipe import Recipe
 from dro_rl.records import Document, Example, Rollout, Selection
+from dro_rl.sections.policy import PolicySection
 from tests.models import make_llama, make_word_tokenizer
 
 if TYPE_CHECKING:
@@ -17,24 +22,27 @@ if TYPE_CHECKING:
 
 CITIES = ("Lyon", "Oslo", "Turin", "Ghent", "Porto", "Basel")
 PEOPLE = ("Kovac", "Silva", "Brandt", "Orsa", "Keld", "Salter")
+_WRITERS: dict[str, PromptWriter] = {}
+_MADE = TemporaryDirectory(prefix="dro-rl-tests-")
 WORDS = [*CITIES, *PEOPLE, "hometown", "Name", "the", "and", "Where"]
 
 
 def make_policies(folder: Path, scale: float = 3.0) -> dict[str, Path]:
     """Two tiny models in `folder`, where they are not there yet; see `make_llama` for `scale`."""
-    models = {}
-    for seed, policy in enumerate(("selector", "generator")):
-        models[policy] = folder / policy
-        if not models[policy].exists():
-            make_llama(
-                models[policy],
-                tokenizer=make_word_tokenizer(WORDS, identifiers=8),
-                hidden=32,
-                seed=seed,
-                context=256,
-                scale=scale,
-            )
+    models = {policy: folder / policy for policy in ("selector", "generator")}
+    for seed, place in enumerate(models.values()):
+        if not place.exists():
+            shutil.copytree(_made(seed, scale), place)
     return models
+
+
+@cache
+def _made(seed: int, scale: float) -> Path:
+    """A model that is made once and copied to where a test wants one."""
+    folder = Path(_MADE.name) / f"{seed}-{scale}"
+    tokenizer = make_word_tokenizer(WORDS, identifiers=8)
+    make_llama(folder, tokenizer=tokenizer, hidden=32, seed=seed, context=256, scale=scale)
+    return folder
 
 
 def make_recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:
@@ -73,7 +81,7 @@ def make_rollout(recipe: Recipe, example: Example, chosen: list[tuple[int, ...]]
     """A rollout whose selections name `chosen`, as if each token had been sampled at 1/e."""
     from dro_rl.prompts import write_selection
 
-    writer = causal_lm.prompt_writer(recipe.selector, recipe.selector.model)
+    writer = _writer(recipe.causal_lm("selector"))
     prompt = writer.select(example.question, example.candidates, recipe.selector.documents)
     selections = []
     for documents in chosen:
@@ -81,6 +89,14 @@ def make_rollout(recipe: Recipe, example: Example, chosen: list[tuple[int, ...]]
         ids = writer.completion(text)
         selections.append(Selection(text, ids, (-1.0,) * len(ids), documents, False))
     return Rollout(example, prompt.token_ids, tuple(selections), 0)
+
+
+def _writer(section: PolicySection) -> PromptWriter:
+    """Made once of equal settings: most tests make several rollouts."""
+    key = section.model_dump_json()
+    if key not in _WRITERS:
+        _WRITERS[key] = causal_lm.prompt_writer(section, section.model)
+    return _WRITERS[key]
 
 
 def all_selections(n: int = 5, k: int = 2) -> list[tuple[int, ...]]:

@@ -23,6 +23,7 @@ from tests.documents import OURS, PAGES, RECIPES, ROOT, Command, commands
 pytestmark = pytest.mark.unit
 
 ALL = commands()
+COMMANDS = typer.main.get_command(app)
 TESTED = [c for c in ALL if c.program in OURS]
 OTHERS = {"ray", "docker", "pip", "pre-commit", "tensorboard"}  # in test_other_programs.py
 SHELL = {"git", "cd", "source"}
@@ -116,7 +117,7 @@ def test_a_script_is_there_with_its_options(command):
 
 def _parsed(command: Command) -> Any:
     """The context that the command line makes of it; None where a sentence names no arguments."""
-    group: Any = typer.main.get_command(app)
+    group: Any = COMMANDS
     words = [NUMBERS.get(w, w) for w in command.words[1:] if w not in ("...", "--help")]
     while words and hasattr(group, "commands"):
         if words[0].startswith("-"):

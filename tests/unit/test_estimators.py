@@ -8,6 +8,7 @@ is compared with its own standard error, sqrt(trace of covariance / groups).
 import itertools
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def world(folder):
     return make_world(folder)
 
 
+@cache
 def section(text: str) -> Algorithm:
     """ "grpo scale=none" as a recipe's section."""
     kind, *options = text.split()
@@ -94,6 +96,21 @@ def test_a_groups_gradient_is_its_coefficients_times_the_scores(folder, world, t
     wanted = world.expand(world.by_token(algorithm, drawn, c))
     assert np.linalg.norm(wanted) > 1e-2
     assert distance(-found, wanted) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "text", ["dro", "maxrl", "grpo", "grpo scale=none", "rloo", "reinforce", "ppo"]
+)
+def test_the_order_of_a_group_does_not_matter(world, text):
+    """Which is why an expectation takes each set of selections once."""
+    drawn, log_ratios = (
+        [3, 0, 7, 3, 24, 11],
+        flatter(world)[1] if text in ("dro", "maxrl") else None,
+    )
+    there = world.estimate(section(text), drawn, log_ratios)
+    back = world.estimate(section(text), drawn[::-1], log_ratios)
+    assert np.abs(there).max() > 1e-3
+    assert there == pytest.approx(back, abs=1e-12)
 
 
 # --- unbiased at any m --------------------------------------------------------------------------
