@@ -7,8 +7,8 @@ from dro_rl.estimate import footprint, gpus, memory_in_words
 from dro_rl.estimate.shape import shape_of
 from dro_rl.recipe import POLICIES, Recipe
 from dro_rl.recipe_file import load_recipe
+from dro_rl.roles import process_count, taken_gpus
 from dro_rl.rollout.environment import engine_environment
-from dro_rl.teams import process_count, taken_gpus
 from tests.commands import ROOT, dro_rl
 from tests.made_recipes import BILLION, recipe_of
 from tests.tiny import make_recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dro_rl.algorithms import Group, weigh
-from dro_rl.algorithms.losses import Tokens, clipped_ratio_loss
+from dro_rl.algorithms.losses import Tokens, selector_loss
 from dro_rl.algorithms.ppo import generalised_advantages
 from dro_rl.sections.algorithm import PpoAlgorithm
 
@@ -83,7 +83,7 @@ def surrogate(ratios, advantages, shares=(1.0,), mask=None, **settings):
         sampled_values=zeros,
         returns=zeros,
     )
-    parts = clipped_ratio_loss(section(clip=0.2, **settings), tokens)
+    parts = selector_loss(section(clip=0.2, **settings), tokens)
     parts.loss.backward()
     return parts, logps.grad
 
@@ -143,7 +143,7 @@ def test_value_loss_is_clipped(value, loss, gradient):
         sampled_values=torch.tensor([[0.5]]),
         returns=torch.tensor([[1.0]]),
     )
-    parts = clipped_ratio_loss(section(value_clip=0.2, value_weight=3.0), tokens)
+    parts = selector_loss(section(value_clip=0.2, value_weight=3.0), tokens)
     parts.loss.backward()
     assert values.grad is not None
     assert parts.value_loss == pytest.approx(loss, abs=1e-6)
@@ -159,7 +159,7 @@ def test_without_a_value_clip_the_error_counts_whole():
     tokens = Tokens(zero, zero, zero, torch.ones(1), one, None, value, zero, 10 * one)
     for clip, loss, gradient in ((0.2, 0.5 * 9.8**2, 0.0), (None, 24.5, -7.0)):
         algorithm = section(value_weight=1.0, value_clip=clip)
-        parts = clipped_ratio_loss(algorithm, tokens)
+        parts = selector_loss(algorithm, tokens)
         (found,) = torch.autograd.grad(parts.loss, value)
         assert parts.value_loss == pytest.approx(loss)
         assert found.item() == pytest.approx(gradient)
