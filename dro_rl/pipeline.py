@@ -152,9 +152,13 @@ class Pipeline:
 
     @cached_property
     def _selector(self) -> RolloutWorker | EncoderWorker:
-        return worker_class(self.recipe, "selector")(
-            self.recipe, "selector", self.models["selector"]
-        )
+        recipe = self.recipe
+        if isinstance(recipe.selector, EncoderSelector):
+            # What a frozen part makes of texts is kept for epochs, which nothing here has.
+            whole = {"train": "all", "layers": None, "lora": None}
+            selector = recipe.selector.model_copy(update=whole)
+            recipe = recipe.model_copy(update={"selector": selector})
+        return worker_class(recipe, "selector")(recipe, "selector", self.models["selector"])
 
     @cached_property
     def _generator(self) -> RolloutWorker:

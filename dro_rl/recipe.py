@@ -206,10 +206,11 @@ class Recipe(Section):
                 f"must be free, not {rollout.decoding}"
             )
         lora = self.selector.lora
-        if algorithm.clips != "no" and lora and lora.dropout:
+        compares = algorithm.clips != "no" or algorithm.restrained
+        if compares and lora and lora.dropout:
             raise ValueError(
-                f"algorithm.kind: {algorithm.kind} compares the selector with the one that sampled "
-                "without dropout: set selector.lora.dropout to 0"
+                f"algorithm.kind: {algorithm.kind}{' with kl' * algorithm.restrained} compares the "
+                "selector with one that has no dropout: set selector.lora.dropout to 0"
             )
 
     def _check_ranks(self) -> None:

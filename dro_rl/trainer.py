@@ -259,8 +259,8 @@ class Trainer:
         for setting, metric in self.recipe.watched.items():
             if summary[metric] is None:
                 raise UserError(
-                    f"{setting}: {metric} is not defined on these questions (none has gold "
-                    "documents): name another"
+                    f"{setting}: {metric} is not defined on these questions (none has what it "
+                    "looks at: gold documents, or a reward): name another"
                 )
         return summary
 

@@ -36,7 +36,9 @@ class LearnersUse:
     ) -> float:
         """Of one step on a batch, through which `tokens` went."""
         if policy == "selector":
-            learned = [(len(w.rollout.prompt_ids), ids) for w in weighted for ids in _learned(w)]
+            learned = [
+                (len(w.rollout.prompt_ids), ids) for w in weighted for ids in self._learned(w)
+            ]
             predicted = sum(len(ids) for _, ids in learned)
             whole = predicted + sum(prompt for prompt, _ in learned)
             sequences = len(learned)
@@ -55,6 +57,12 @@ class LearnersUse:
             lora=self.recipe.policy(policy).lora is not None,
         )
 
+    def _learned(self, w: WeightedRollout) -> set[tuple[int, ...]]:
+        """The different selections that the selector learns from, as tokens."""
+        pairs = zip(w.rollout.selections, w.selector, strict=True)
+        every = self.recipe.algorithm.restrained
+        return {z.token_ids for z, coefficient in pairs if coefficient or every}
+
     def _lists(self, w: WeightedRollout) -> int:
         """Different lists of documents from which the generator learns to answer."""
         weights = by_documents(w.rollout, w.generator).values()
@@ -69,12 +77,6 @@ def _size(section: AnyPolicy) -> ModelSize:
     if isinstance(section, EncoderSelector):
         return encoder_size(section)
     return model_size(section.model)
-
-
-def _learned(w: WeightedRollout) -> set[tuple[int, ...]]:
-    """The different selections that the selector learns, as tokens."""
-    pairs = zip(w.rollout.selections, w.selector, strict=True)
-    return {z.token_ids for z, coefficient in pairs if coefficient}
 
 
 def peak_memory(teams: Teams) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dro_rl.policy.vectors import TaskText, vectors_in
 
@@ -21,6 +22,7 @@ Encode = Callable[[Sequence[TaskText], Any], Tensor]
 
 _FORMAT = 1  # raise it when the layout of the vectors' files changes
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
+_OF_A_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 
 
 class Frozen:
@@ -84,7 +86,9 @@ def digest(parts: Sequence[Any], frozen: Mapping[str, Tensor], plain: Any) -> st
     read = (
         plain.max_seq_length,
         getattr(plain, "prompts", None),
+        getattr(plain, "default_prompt_name", None),
         modules,
+        [_config(module) for part in parts for module in part.modules()],
         _tokenizer(plain.tokenizer),
     )
     content = hashlib.blake2b(repr((made, read)).encode(), digest_size=16)
@@ -92,6 +96,14 @@ def digest(parts: Sequence[Any], frozen: Mapping[str, Tensor], plain: Any) -> st
         content.update(name.encode())
         content.update(tensor.detach().cpu().contiguous().numpy().data)
     return content.hexdigest()
+
+
+def _config(module: Any) -> dict[str, Any]:
+    """What a model of transformers reads of its configuration, wherever it was loaded from."""
+    if not isinstance(module, PreTrainedModel):
+        return {}
+    known = module.config.to_dict()
+    return {k: v for k, v in sorted(known.items()) if k not in _OF_A_FILE}
 
 
 def _tokenizer(tokenizer: Any) -> str:

@@ -52,7 +52,7 @@ class EncoderWorker:
         self._recipe, self._section = recipe, recipe.selector
         self._encoder = load_encoder(self._section, model_dir)
         self._rows: dict[State, Tensor] = {}  # scores by the weights that it has
-        self._texts: dict[Hashable, Tensor] = {}  # and what those make of texts
+        self._texts: dict[Hashable, Tensor] = {}  # and what they make of texts, within a call
         self._tokens, self._version = 0, 0
         self._start_seconds = time.perf_counter() - started
 
@@ -80,6 +80,8 @@ class EncoderWorker:
         """
         import torch
 
+        # What earlier calls knew would decide which texts share a pass, which shows in a last bit.
+        self._texts.clear()
         dice = torch.Generator().manual_seed(seed)
         own = greedy or on_policy
         temperature = 1.0 if own else self._recipe.rollout.temperature
@@ -166,7 +168,6 @@ class EncoderWorker:
         from dro_rl.policy.texts import drop_oldest
 
         drop_oldest(self._rows)  # a pipeline's never get other weights
-        drop_oldest(self._texts)
         new = [state for state in dict.fromkeys(states) if state not in self._rows]
         for start in range(0, len(new), _TOGETHER):
             some = new[start : start + _TOGETHER]

@@ -23,8 +23,8 @@ class _Algorithm(Section):
 
     @property
     def restrained(self) -> bool:
-        """Whether the selector is held near the one that training starts with."""
-        return getattr(self, "kl", 0.0) > 0
+        """Whether our loss holds the selector near the one that training starts with."""
+        return False
 
     @model_validator(mode="after")
     def _names_each_policy_once(self) -> _Algorithm:
@@ -41,6 +41,10 @@ class _Sampling(_Algorithm):
         description="weight of the selector's divergence from the one that training starts with: "
         "where the reward says nothing, it stays as it was",
     )
+
+    @property
+    def restrained(self) -> bool:
+        return self.kl > 0
 
 
 class _WithAGroup(_Algorithm):
@@ -157,6 +161,10 @@ class TrlGrpoAlgorithm(_WithAGroup, _ExpectedReward):
     train: list[PolicyName] = Field(default=["selector"], min_length=1)
     scale: Literal["std", "none"] = "std"
     clip: Clip = 0.2
+
+    @property
+    def restrained(self) -> bool:
+        return False  # TRL has a loss of its own
 
     @model_validator(mode="after")
     def _selector_alone(self) -> TrlGrpoAlgorithm:
