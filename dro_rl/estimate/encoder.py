@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dro_rl.estimate.footprint import GIB, LIBRARIES, PARTS, Footprint
-from dro_rl.estimate.shape import model_folder, stored_parameters
+from dro_rl.estimate.shape import BROKEN, model_folder, stored_parameters
 from dro_rl.recipe import Recipe
 from dro_rl.sections.encoder import EncoderSelector
 
@@ -64,7 +64,7 @@ def shape_of(section: EncoderSelector) -> EncoderShape | None:
                 positions=int(_limit(folder) or config["max_position_embeddings"]),
                 parameters=sum(map(stored_parameters, folder.rglob("*.safetensors"))),
             )
-        except (OSError, ValueError, TypeError, KeyError, StopIteration):
+        except (*BROKEN, StopIteration):
             continue
     return None
 

@@ -123,3 +123,22 @@ def test_it_is_told_of_every_process(tmp_path):
 def test_an_encoder_of_unknown_size_is_named():
     (line,) = memory_in_words(recipe_of("someone/encoder"), None)
     assert line == "Memory: unknown, for nothing here says how large someone/encoder is."
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]"),
+        ("model.safetensors", b"\xff" * 100),
+        ("config.json", b"7"),
+        ("config.json", b""),
+        ("sentence_bert_config.json", b"[]"),
+    ],
+)
+def test_a_damaged_encoder_is_of_unknown_size(tmp_path, file, content):
+    """Training says so by name."""
+    model = make_bi_encoder(tmp_path / "model")
+    (model / file).write_bytes(content)
+    (line,) = memory_in_words(recipe_of(str(model)), None)
+    assert line.startswith("Memory: unknown")
