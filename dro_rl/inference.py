@@ -19,6 +19,7 @@ from dro_rl.records import Example
 from dro_rl.retrieval.corpus import read_documents
 from dro_rl.roles import process_count, start_teams, taken_gpus
 from dro_rl.sections.data import FactsData, HotpotData, JsonlData
+from dro_rl.sections.retrieval import HttpRetrieval
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 
@@ -53,12 +54,14 @@ def evaluate_run(
 
 def _results_matter(recipe: Recipe) -> dict[str, Any]:
     """The settings that an evaluation's figures depend on, by dotted key: those that a resumed run
-    has to keep, less what training alone reads."""
+    has to keep but for what training alone reads, and which retriever server is asked."""
     training = ["algorithm", "data.allow_overlap"]
     if not recipe.generator.is_none:  # without one it is the reward that is evaluated
         training.append("reward")
     settings = localise(recipe).lasting()
     kept = {k: v for k, v in settings.items() if not k.startswith(tuple(training))}
+    if isinstance(recipe.retrieval, HttpRetrieval):
+        kept["retrieval.url"] = recipe.retrieval.url  # all that says which documents it searches
     return {**kept, "rollout.decoding": recipe.decoding}  # which the algorithm may decide
 
 

@@ -13,6 +13,9 @@ from fastapi import FastAPI, HTTPException, Request
 from dro_rl.errors import UserError
 from dro_rl.remote import is_loopback
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What ends a server."""
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at an address; port 0 takes a free one.
@@ -40,8 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
 def until_a_signal() -> Iterator[None]:
     """SIGINT (Ctrl-C) and SIGTERM end the block, and that is how a server is meant to end: what
     comes after the block goes on, and the command's exit code is 0."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, signal.default_int_handler) for n in numbers}
+    before = {n: signal.signal(n, signal.default_int_handler) for n in SIGNALS}
     try:
         yield
     except KeyboardInterrupt:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 
 from ray import serve
 
 from dro_rl.errors import UserError
-from dro_rl.listening import address_of, listen, until_a_signal, warn_if_open
+from dro_rl.listening import SIGNALS, address_of, listen, until_a_signal, warn_if_open
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Logging of a deployment."""
@@ -78,4 +79,6 @@ def serve_until_a_signal(
             while True:
                 time.sleep(1)
         finally:
+            for number in SIGNALS:  # a further one would leave the service up
+                signal.signal(number, signal.SIG_IGN)
             serve.shutdown()

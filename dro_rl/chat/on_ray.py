@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import ray
@@ -13,6 +14,7 @@ from dro_rl.chat.answering import Answering, Service
 from dro_rl.chat.app import make_app
 from dro_rl.cluster.processes import open_cluster
 from dro_rl.errors import UserError
+from dro_rl.recipe import Recipe
 from dro_rl.tracking.console import Console
 
 if TYPE_CHECKING:  # see dro_rl.chat.wire
@@ -59,14 +61,31 @@ class ChatReplica:
         return await self.answering.each(questions)
 
 
+def gpus_of_replica(recipe: Recipe, machines: Sequence[int]) -> int:
+    """As many as one engine needs: both are on the same.
+
+    Args:
+        machines: how many each has.
+    Raises:
+        UserError: none has as many.
+    """
+    shards, most = recipe.rollout.tensor_parallel, max(machines, default=0)
+    if 0 < most < shards:
+        raise UserError(
+            f"rollout.tensor_parallel: {shards} GPUs of one machine serve, and none of the "
+            f"cluster's has more than {most}: add rollout.tensor_parallel=1 to the command"
+        )
+    return shards if most else 0
+
+
 def serve_on_ray(service: Service, told: str, console: Console) -> None:
     """Serve until a signal ends it.
 
     Args:
         told: said once it answers, with {address} for where.
     Raises:
-        UserError: a policy or the index cannot be opened, the address is taken, or the cluster runs
-            Ray Serve already.
+        UserError: a policy or the index cannot be opened, the address is taken, no machine has as
+            many GPUs as an engine needs, or the cluster runs Ray Serve already.
     """
     from dro_rl.pipeline import Pipeline
 
@@ -77,7 +96,8 @@ def serve_on_ray(service: Service, told: str, console: Console) -> None:
     ray_service.prepare()
     with open_cluster(service.recipe.cluster, processes=1):
         ray_service.check_nothing_is_served()
-        gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
+        machines = [int(n["Resources"].get("GPU", 0)) for n in ray.nodes() if n["Alive"]]
+        gpus = gpus_of_replica(service.recipe, machines)
         replica = ChatReplica.options(ray_actor_options={"num_gpus": gpus})
         app = replica.bind(service)
         limit = service.timeout + _LONGER

@@ -83,7 +83,7 @@ def _check_both_fit(recipe: Recipe) -> None:
     if two and share > _LARGEST_SHARE and has_gpu():
         raise UserError(
             f"rollout.gpu_memory_utilization: {recipe.rollout.gpu_memory_utilization:g} is what "
-            "each of the two engines takes of the one GPU that serves both: add "
+            "each of the two engines takes of every GPU that serves both: add "
             "rollout.gpu_memory_utilization=0.4 to the command"
         )
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dro_rl.errors import UserError
 from dro_rl.estimate.footprint import GIB, LIBRARIES, PARTS, Footprint
-from dro_rl.estimate.shape import model_folder, stored_parameters
+from dro_rl.estimate.shape import BROKEN, model_folder, stored_parameters
+from dro_rl.policy.encoder_kind import kind_of
+from dro_rl.policy.room import room_for_hidden_states
 from dro_rl.recipe import Recipe
 from dro_rl.sections.encoder import EncoderSelector
 
@@ -27,13 +30,15 @@ _HEAP, _HEAP_LORA = 1.3, 1.8
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """A transformer of `layers`, and the most tokens of a text that the encoder reads."""
+    """A transformer of `layers`, the most tokens of a text that the encoder reads, and whether
+    such a text is a question with a document: whether it is a cross-encoder."""
 
     layers: int
     hidden: int
     intermediate: int
     positions: int
     parameters: int
+    pairs: bool = False
 
     @property
     def layer(self) -> int:
@@ -63,8 +68,9 @@ def shape_of(section: EncoderSelector) -> EncoderShape | None:
                 intermediate=int(_first(config, "intermediate_size", "hidden_dim", "d_ff")),
                 positions=int(_limit(folder) or config["max_position_embeddings"]),
                 parameters=sum(map(stored_parameters, folder.rglob("*.safetensors"))),
+                pairs=kind_of(folder, name) == "cross-encoder",
             )
-        except (OSError, ValueError, TypeError, KeyError, StopIteration):
+        except (*BROKEN, StopIteration, UserError):
             continue
     return None
 
@@ -75,9 +81,10 @@ def largest(recipe: Recipe, section: EncoderSelector, shape: EncoderShape) -> in
         return 0  # it learns from vectors
     length = min(section.max_length or shape.positions, shape.positions)
     candidates, later = recipe.retrieval.candidates, section.documents - 1
-    # A cross-encoder reads as many pairs; what a conditional one picks makes it read them again.
+    # A conditional one reads the question anew with what was picked, of every selection; a
+    # cross-encoder each of these with every candidate, which a bi-encoder reads apart.
     states = 1 + later * recipe.algorithm.samples if section.conditional else 1
-    question = (candidates + states) * length
+    question = (candidates * states if shape.pairs else candidates + states) * length
     batch = recipe.training.batch_size * question
     return min(batch, max(recipe.training.tokens_per_microbatch, question))
 
@@ -104,6 +111,7 @@ def engine(section: EncoderSelector, shape: EncoderShape, device: str) -> Footpr
         device,
         weights=shape.parameters * _FLOAT32,
         activations=together * length * at_once,
+        cache=most_cached(section, shape, device),
     )
 
 
@@ -125,7 +133,15 @@ def learner(
         activations=largest(recipe, section, shape)
         * ((section.layers or shape.layers) * kept(shape) + _passing(shape))
         * (heap if device == "cpu" else 1.0),
+        cache=most_cached(section, shape, device),
     )
+
+
+def most_cached(section: EncoderSelector, shape: EncoderShape, device: str) -> float:
+    """Bytes that a process keeps at most of what frozen layers make of texts, see
+    dro_rl.policy.lower; with few texts it is less."""
+    below = shape.layers - (section.layers or shape.layers)
+    return room_for_hidden_states() if device == "cpu" and below > 0 else 0.0
 
 
 def kept(shape: EncoderShape) -> int:

@@ -245,7 +245,8 @@ def _gib(**sizes: float) -> dict[str, float]:
 def processes(
     recipe: Recipe, shapes: dict[PolicyName, Shape], device: str, gpu_gib: float = 0
 ) -> Iterator[Footprint]:
-    """Those that have a model, in the order in which `teams.start_teams` asks for them."""
+    """Those that have a model, ranks aside in the order in which `roles.start_teams` asks for
+    them: ranks come first there, and `gpus.groups` sets them apart."""
     if recipe.shares_base:
         yield from _on_one_base(recipe, shapes["selector"], device, gpu_gib)
         return

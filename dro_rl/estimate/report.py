@@ -79,11 +79,13 @@ def _encoder_in_words(recipe: Recipe, section: EncoderSelector, device: str) -> 
         return [f"Memory: unknown, for nothing here says how large {section.model} is."]
     held = list(encoder.processes(recipe, section, shape, device))
     alone = recipe.cluster.mode == "local"
+    most = encoder.most_cached(section, shape, device) / footprint.GIB
+    filled = f" The cache is up to {most:.2f}: as much as the data's texts fill." if most else ""
     return [
         f"Size: selector {shape.parameters / 1e6:.2f}M parameters in {shape.layers} layers of "
         f"{shape.hidden}, of which {shape.learned(section) / 1e6:.2f}M learn.",
         "Memory a process at most [GiB], for texts that fill max_length: a forward pass that "
-        f"learns then takes {encoder.largest(recipe, section, shape)} tokens.",
+        f"learns then takes {encoder.largest(recipe, section, shape)} tokens.{filled}",
         *_table([footprint.one_process(held)] if alone else [*held, footprint.trainer()]),
     ]
 

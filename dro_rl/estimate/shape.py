@@ -16,6 +16,8 @@ from dro_rl.sections.lora import Lora
 from dro_rl.sections.policy import PolicySection, Scratch
 
 _BUILTIN = Path(__file__).resolve().parents[1]
+BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error)
+"""What reading a damaged model raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def _from_folder(folder: Path) -> Shape | None:
         shape = _from_config(config.get("text_config", config))
         files = sorted(folder.glob("*.safetensors"))
         count = sum(map(stored_parameters, files)) if files else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error):
+    except BROKEN:
         return None
     return replace(shape, count=count)
 

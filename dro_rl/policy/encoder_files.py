@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from dro_rl.errors import UserError
 from dro_rl.model_folders import local_model
 from dro_rl.policy.encoder import BiEncoder, Encoder, PairEncoder
+from dro_rl.policy.encoder_kind import Kind, kind_of
 from dro_rl.sections.encoder import EncoderSelector
-
-Kind = Literal["bi-encoder", "cross-encoder"]
 
 
 def load_encoder(section: EncoderSelector, name: str) -> Encoder:
@@ -55,7 +52,7 @@ def check_encoder(section: EncoderSelector, name: str) -> Kind:
             only a head is to learn.
     """
     folder = local_model(name, "selector.model")
-    kind = _kind(folder, name)
+    kind = kind_of(folder, name)
     if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json")):
         raise UserError(
             f"selector.model: {name} has no tokenizer (neither tokenizer.json nor "
@@ -67,32 +64,6 @@ def check_encoder(section: EncoderSelector, name: str) -> Kind:
             "cross-encoder: set selector.train: all"
         )
     return kind
-
-
-def _kind(folder: Path, name: str) -> Kind:
-    told = _json(folder / "config_sentence_transformers.json", name, {})
-    if told.get("model_type") == "CrossEncoder":
-        return "cross-encoder"
-    modules = _json(folder / "modules.json", name, None)
-    if modules is None:
-        architectures = _json(folder / "config.json", name, {}).get("architectures") or [""]
-        if str(architectures[0]).endswith("ForSequenceClassification"):
-            return "cross-encoder"
-    types = [str(module.get("type")) for module in modules or []]
-    if any("Pooling" in t for t in types) or (types and not types[0].endswith(".Transformer")):
-        return "bi-encoder"
-    raise UserError(
-        f"selector.model: {name} has no pooling, so it makes no vector of a text: give a folder "
-        "that sentence-transformers saved, with modules.json and a Pooling among them, or a "
-        "cross-encoder's"
-    )
-
-
-def _json(path: Path, name: str, default: Any) -> Any:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else default
-    except ValueError as error:
-        raise UserError(f"selector.model: {name}: its {path.name} is not JSON ({error})") from error
 
 
 def _not_loadable(name: str, error: Exception) -> UserError:

@@ -6,7 +6,6 @@ Shapes: B texts, T their tokens, d components.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dro_rl.policy.frozen import digest
+from dro_rl.policy.room import room_for_hidden_states
 
 Features = dict[str, Any]
 Encode = Callable[[Features], Tensor]
 
-_ROOM = 4 * 2**30  # bytes: 17,000 texts of 128 tokens take 3.3 GB at d = 384
 _TOLERANCE = 1e-4
 
 
@@ -136,5 +135,4 @@ def _is_like(value: Any, mask: Tensor) -> bool:
 @cache
 def _kept(frozen: str) -> Kept:
     """In one process engine, learner and further runs share them."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Kept(min(_ROOM, machine / 4))
+    return Kept(room_for_hidden_states())

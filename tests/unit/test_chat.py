@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from dro_rl.chat.answering import Answering, Service
 from dro_rl.chat.app import make_app
+from dro_rl.chat.on_ray import gpus_of_replica
 from dro_rl.chat.service import serve_run
 from dro_rl.errors import UserError
 from dro_rl.listening import address_of, listen
@@ -293,6 +294,20 @@ def test_two_engines_that_do_not_fit_one_gpu_are_refused(tmp_path, monkeypatch, 
     told = "=0.4 to the command" if gpu and engine == "vllm" else "not a run directory"
     with pytest.raises(UserError, match=told):
         serve_run(tmp_path / "none", recipe, None, "127.0.0.1", 0, 60, Console())
+
+
+@pytest.mark.parametrize(
+    ("shards", "machines", "gpus"), [(1, [0, 0], 0), (1, [0, 8], 1), (2, [0], 0), (2, [1, 4], 2)]
+)
+def test_a_replica_has_as_many_gpus_as_one_engine_needs(tmp_path, shards, machines, gpus):
+    recipe = make_recipe(tmp_path, rollout={"engine": "vllm", "tensor_parallel": shards})
+    assert gpus_of_replica(recipe, machines) == gpus
+
+
+def test_engines_that_no_machine_has_the_gpus_for_are_refused(tmp_path):
+    recipe = make_recipe(tmp_path, rollout={"engine": "vllm", "tensor_parallel": 2})
+    with pytest.raises(UserError, match="more than 1: add rollout.tensor_parallel=1 to the comm"):
+        gpus_of_replica(recipe, [1, 1])
 
 
 def test_openais_client_reads_our_errors(served):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dro_rl.estimate import encoder, memory_in_words
 from dro_rl.estimate.encoder import EncoderShape
 from dro_rl.estimate.footprint import GIB
 from dro_rl.policy.encoder_files import load_encoder
+from dro_rl.policy.room import room_for_hidden_states
 from dro_rl.recipe import Recipe
 from tests.encoders import make_bi_encoder, make_cross_encoder, make_encoder_recipe
 
@@ -49,6 +51,7 @@ def test_a_folders_shape_is_that_of_its_model(tmp_path, make, settings):
     assert (shape.layers, shape.hidden, shape.intermediate, shape.positions) == (2, 32, 64, 64)
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
     assert shape.parameters == sum(p.numel() for p in model.parameters()) - lora
+    assert shape.pairs == (model.what == "cross-encoder")
     learned = sum(p.numel() for n, p in model.learned() if "pooler" not in n)
     whole = settings == {}
     assert shape.learned(section) == pytest.approx(learned, rel=0.2 if whole else 0.1)
@@ -100,15 +103,42 @@ def test_what_learns_has_gradients_and_moments():
 )
 def test_learners_of_minilm_took_what_is_estimated_to_a_fifth(selector, tokens, measured):
     """Peak resident memory [GiB] of a process with an EncoderLearner of all-MiniLM-L6-v2 and two
-    steps on HotpotQA's questions of 10 documents, texts of 128 tokens, on one core."""
+    steps on HotpotQA's questions of 10 documents, texts of 128 tokens, on one core; so few texts
+    that next to nothing was kept of frozen layers."""
     training = {"tokens_per_microbatch": tokens, "batch_size": tokens // 1400}
     recipe = recipe_of(
         selector={**selector, "max_length": 128},
         retrieval={"candidates": 10},
         training=training,
     )
-    estimated = sum(held(recipe).values()) / GIB
+    estimated = sum(size for part, size in held(recipe).items() if part != "cache") / GIB
     assert estimated == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize(("pairs", "texts"), [(False, 5 + 9), (True, 5 * 9)])
+def test_a_conditional_encoder_reads_what_its_picks_make_of_a_question(pairs, texts):
+    """4 selections of 3 documents of 5: the question alone, and 8 times with what was picked."""
+    recipe = recipe_of(
+        selector={"documents": 3, "conditional": True, "max_length": 10},
+        training={"batch_size": 1, "tokens_per_microbatch": 1},
+    )
+    assert recipe.selector.kind == "encoder"
+    shape = replace(MINI_LM, pairs=pairs)
+    assert encoder.largest(recipe, recipe.selector, shape) == 10 * texts
+
+
+def test_what_frozen_layers_make_of_texts_is_kept_once_a_process(tmp_path):
+    """On a CPU, where `dro_rl.policy.lower` keeps it; engine and learner of one process share."""
+    model = str(make_bi_encoder(tmp_path / "model"))
+    last = {"train": "last_layers", "layers": 1}
+    room = room_for_hidden_states()
+    assert held(recipe_of(model, last))["cache"] == pytest.approx(room)
+    for settings in ({}, {"train": "last_layers", "layers": MINI_LM.layers}):
+        assert held(recipe_of(model, settings))["cache"] == 0
+    header, *told = memory_in_words(recipe_of(model, last), None)[1:]
+    assert f"The cache is up to {room / GIB:.2f}" in header
+    assert told[-1].split()[-1] == f"{room / GIB:.2f}"
+    assert "cache is" not in "".join(memory_in_words(recipe_of(model, last), (1, 24.0)))
 
 
 def test_it_is_told_of_every_process(tmp_path):
@@ -123,3 +153,22 @@ def test_it_is_told_of_every_process(tmp_path):
 def test_an_encoder_of_unknown_size_is_named():
     (line,) = memory_in_words(recipe_of("someone/encoder"), None)
     assert line == "Memory: unknown, for nothing here says how large someone/encoder is."
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]"),
+        ("model.safetensors", b"\xff" * 100),
+        ("config.json", b"7"),
+        ("config.json", b""),
+        ("sentence_bert_config.json", b"[]"),
+    ],
+)
+def test_a_damaged_encoder_is_of_unknown_size(tmp_path, file, content):
+    """Training says so by name."""
+    model = make_bi_encoder(tmp_path / "model")
+    (model / file).write_bytes(content)
+    (line,) = memory_in_words(recipe_of(str(model)), None)
+    assert line.startswith("Memory: unknown")

@@ -13,7 +13,7 @@ from dro_rl.data import read_file
 from dro_rl.inference import _results_matter, _warn_of_trained_on
 from dro_rl.recipe import Recipe
 from dro_rl.sections.data import JsonlData
-from dro_rl.sections.retrieval import FusionRetrieval
+from dro_rl.sections.retrieval import FusionRetrieval, HttpRetrieval
 from dro_rl.tracking.console import Console
 from tests.tiny import make_recipe
 
@@ -56,3 +56,13 @@ def test_where_and_in_what_portions_a_retriever_works_is_no_other_setting(tmp_pa
     assert first == _results_matter(recipe(2, cache_dir="elsewhere"))
     assert first != _results_matter(recipe(1, probes=2))
     assert first != _results_matter(recipe(1, candidates=3))
+
+
+def test_another_retriever_server_is_another_setting(tmp_path):
+    def recipe(url: str, timeout: float = 60) -> Recipe:
+        section = HttpRetrieval(kind="http", url=url, timeout=timeout)
+        return make_recipe(tmp_path).model_copy(update={"retrieval": section})
+
+    first = _results_matter(recipe("http://one/search"))
+    assert first == _results_matter(recipe("http://one/search", timeout=5))
+    assert first != _results_matter(recipe("http://other/search"))

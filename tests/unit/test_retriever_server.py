@@ -116,6 +116,23 @@ def test_what_was_started_ends_with_a_signal(told, number):
     assert told == ["start", "run", "shutdown"]
 
 
+def test_further_signals_do_not_keep_what_was_started(told, monkeypatch):
+    def shutdown() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        told.append("shutdown")
+
+    app: Any = None
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(serve, "shutdown", shutdown)
+    serve_until_a_signal(
+        app, "r", "::1", 81, "", "token", lambda _: signal.raise_signal(signal.SIGTERM)
+    )
+    assert told == ["start", "run", "shutdown"]
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def bm25_recipe(tmp_path):
     section = Bm25Retrieval(kind="bm25", cache_dir=str(tmp_path / "cache"))
     data = FactsData(kind="facts", train_questions=4, evaluation_questions=2)
