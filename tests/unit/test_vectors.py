@@ -3,6 +3,8 @@ blindly. Two `Vectors` of a folder are what two processes have."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,27 @@ def test_a_recipes_encoder_is_asked_once_for_all_runs(tmp_path, monkeypatch):
     assert not torch.equal(scores(changed=True), first)
     assert folders[0] == folders[1] != folders[2]
     assert all(folder.parent == tmp_path / "cache" for folder in folders)
+
+
+def test_what_decides_on_the_vectors_names_their_folder(tmp_path):
+    """Wherever the encoder lies."""
+    model = make_bi_encoder(tmp_path / "model")
+
+    def folder(place: str, changed: str = "config.json", **settings) -> str:
+        copy = shutil.copytree(model, tmp_path / place)
+        path = copy / changed
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        recipe = make_encoder_recipe(copy, {"train": "head"})
+        encoder = load_encoder(recipe.selector, str(copy))
+        assert encoder.frozen is not None
+        return encoder.frozen.vectors.folder.name
+
+    prompts = {"changed": "config_sentence_transformers.json", "prompts": {"x": "x: "}}
+    names = [
+        folder("here"),
+        folder("rounded", layer_norm_eps=0.1),
+        folder("prompted", **prompts, default_prompt_name="x"),
+        folder("not prompted", **prompts, default_prompt_name=None),
+    ]
+    assert len(set(names)) == 4
+    assert folder("elsewhere") == names[0]
