@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz.py [TARGET ...] [--cases 10000] [--seed 0]
 
-The cases are those of tests/fuzz_targets.py, where it says what one may end in. A target that finds
-something else stops there, and the smallest such case is shown. Without TARGET all run. Each has a
-row in results/fuzz.json and fuzz.md, which the next run of it replaces, and which is written after
-every thousand cases; a thousand are drawn from one seed, the next from the next.
+The cases are those of tests/fuzz_targets.py; tests/fuzzing.py says what one may end in. A target
+that finds something else stops there, and the smallest such case is shown. Without TARGET all run.
+Each has a row in results/fuzz.json and fuzz.md, which the next run of it replaces, and which is
+written after every thousand cases; a thousand are drawn from one seed, the next from the next.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 def run(target: Any, cases: int, seed: int) -> Iterator[dict[str, Any]]:
     """One target's row, as far as it has come."""
-    from tests.fuzz_targets import Tally, drive
+    from tests.fuzzing import Tally, drive
 
     tally, finding, start = Tally(), None, time.monotonic()
     parts = [_PART] * (cases // _PART) + [cases % _PART] * (cases % _PART > 0)

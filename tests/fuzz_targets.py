@@ -1,24 +1,20 @@
 """What is fuzzed: a strategy of cases, and what is done with one of them.
 
-A case ends in a result or in a UserError that says something; in nothing else, in time, and with
-no file that was not there before. tests/integration/test_fuzz.py runs some hundred cases of each
-target, benchmarks/fuzz.py ten thousand.
+tests/fuzzing.py runs them: tests/integration/test_fuzz.py some hundred cases of each target,
+benchmarks/fuzz.py ten thousand.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -42,96 +38,11 @@ from dro_rl.sections.policy import PolicySection
 from dro_rl.sections.retrieval import HttpRetrieval
 from dro_rl.tracking.report import write_report
 from dro_rl.tracking.run_directory import RunDirectory
+from tests.fuzzing import Target, written
 from tests.made_runs import make_run, question
 from tests.strategies import PLAIN, SELECTIONS, TEXTS, broken, files, nearly
 
 ROOT = Path(__file__).resolve().parents[1]
-_SECONDS = 120  # for one case, however busy the machine
-
-
-@dataclass(frozen=True)
-class Target:
-    """`run(folder, case)` in a folder that `prepare` filled once."""
-
-    name: str
-    cases: st.SearchStrategy[Any]
-    run: Callable[[Path, Any], object]
-    prepare: Callable[[Path], object] = lambda folder: None
-    cases_in_ci: int = 200
-
-
-@dataclass
-class Tally:
-    """How the cases of a target ended."""
-
-    results: int = 0
-    refused: int = 0
-
-
-def drive(target: Target, cases: int, folder: Path, tally: Tally, seed: int | None = None) -> None:
-    """Run so many cases, and count how they end; without a seed always the same ones.
-
-    Raises:
-        Exception: what a case ended in that is no UserError, with the case in its notes.
-    """
-    target.prepare(folder)
-    before = _listing(folder)
-
-    @settings(
-        max_examples=cases,
-        derandomize=seed is None,
-        database=None,
-        deadline=None,  # `_in_time` ends a case that hangs, and does not wait for it
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(target.cases)
-    def check(case: Any) -> None:
-        with _in_time(_SECONDS):
-            try:
-                target.run(folder, case)
-                tally.results += 1
-            except UserError as error:
-                assert str(error).strip()
-                tally.refused += 1
-        assert _listing(folder) == before, "something was left behind"
-
-    if seed is not None:
-        from hypothesis import seed as seeded
-
-        check = seeded(seed)(check)
-    check()
-
-
-@contextmanager
-def _in_time(seconds: float) -> Iterator[None]:
-    def ring(*_: Any) -> None:
-        raise TimeoutError(f"a case took more than {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def _listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
-@contextmanager
-def _written(path: Path, content: bytes) -> Iterator[None]:
-    """The file with this content, for the block; afterwards as it was."""
-    old = path.read_bytes() if path.exists() else None
-    path.write_bytes(content)
-    try:
-        yield
-    finally:
-        if old is None:
-            path.unlink()
-        else:
-            path.write_bytes(old)
 
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -193,7 +104,7 @@ def _override() -> st.SearchStrategy[str]:
 def _run_recipe(folder: Path, case: tuple[bytes, list[str]]) -> None:
     content, overrides = case
     path = folder / "recipe.yaml"
-    with _written(path, content):
+    with written(path, content):
         if b"arms" in content:
             load_comparison(str(path), overrides)
             return
@@ -289,7 +200,7 @@ def _data(draw: st.DrawFn) -> tuple[str, str, bytes]:
 def _run_data(folder: Path, case: tuple[str, str, bytes]) -> None:
     kind, ending, content = case
     path = folder / f"data.{ending}"
-    with _written(path, content):
+    with written(path, content):
         if kind == "passages":
             assert all(d.text.strip() for d in read_passages(str(path)))
             return
@@ -331,7 +242,7 @@ def _run_parquet(folder: Path, case: tuple[str, bytes]) -> None:
     from dro_rl.data import _LAYOUTS
     from dro_rl.data.load import read_examples
 
-    with _written(place / "train-0.parquet", content):
+    with written(place / "train-0.parquet", content):
         list(read_examples(section, _LAYOUTS[kind](section), section.path, "train"))
 
 
@@ -496,7 +407,7 @@ def _make_run(folder: Path) -> None:
 def _run_run(folder: Path, case: tuple[str, int]) -> None:
     name, seed = case
     path = folder / "run" / name
-    with _written(path, _damaged(path.read_bytes(), seed)):
+    with written(path, _damaged(path.read_bytes(), seed)):
         run = RunDirectory.open(folder / "run")
         write_report([run], folder / "report.html")
         load_recipe(str(folder / "run" / "recipe.yaml"))
@@ -520,7 +431,7 @@ def _run_save(folder: Path, case: tuple[str, int]) -> None:
     run = RunDirectory.open(folder / "run")
     path = checkpoint.folder_of(run, 1) / name
     whole = path.read_bytes()
-    with _written(path, _damaged(whole, seed)):
+    with written(path, _damaged(whole, seed)):
         assert checkpoint.latest_good(run, lambda text: None) == 1
         if name != _OF_A_SAVE[0]:  # white space in a manifest is no damage
             assert path.read_bytes() == whole  # whatever differs is noticed
@@ -540,7 +451,7 @@ def _run_model(folder: Path, case: tuple[str, int]) -> None:
     name, seed = case
     path = folder / "model" / name
     section = PolicySection(model=str(folder / "model"), max_length=64, max_new_tokens=8)
-    with _written(path, _damaged(path.read_bytes(), seed)):
+    with written(path, _damaged(path.read_bytes(), seed)):
         prompt_writer(section, section.model).answer("Where?", [])
         load_model(section, section.model, training=False)
 

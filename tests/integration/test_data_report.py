@@ -6,8 +6,6 @@ import gzip
 import io
 
 import pytest
-from commands import dro_rl
-from real_data import REAL, needs_real_data
 from rich.console import Console as RichConsole
 
 from dro_rl.data_report import report_data
@@ -15,6 +13,8 @@ from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
 from dro_rl.recipe_file import load_recipe
 from dro_rl.tracking.console import Console
+from tests.commands import dro_rl
+from tests.real_data import REAL, needs_real_data
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from dro_rl.errors import UserError
-from tests.fuzz_targets import TARGETS, Tally, Target, drive
+from tests.fuzz_targets import TARGETS
+from tests.fuzzing import Tally, Target, drive
 
 pytestmark = pytest.mark.integration
 

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from made_runs import make_run, question
 from playwright.sync_api import expect, sync_playwright
 
 from dro_rl.tracking.pages import page
 from dro_rl.tracking.report import write_report
+from tests.made_runs import make_run, question
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 

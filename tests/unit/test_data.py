@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from real_data import REAL, needs_real_data
 
 from dro_rl.data import load_examples
 from dro_rl.errors import UserError
 from dro_rl.records import Document
 from dro_rl.sections.data import FactsData, JsonlData
+from tests.real_data import REAL, needs_real_data
 
 pytestmark = pytest.mark.unit
 

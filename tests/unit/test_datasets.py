@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
-from real_data import REAL, needs_real_data
 
 from dro_rl.data import load_examples
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe
 from dro_rl.records import Document, Example
 from dro_rl.sections.data import Data
+from tests.real_data import REAL, needs_real_data
 
 pytestmark = pytest.mark.unit
 

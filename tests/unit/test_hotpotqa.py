@@ -10,12 +10,12 @@ import datasets.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from real_data import REAL, needs_real_data
 
 from dro_rl.data import load_examples
 from dro_rl.errors import UserError
 from dro_rl.records import Document
 from dro_rl.sections.data import HotpotData
+from tests.real_data import REAL, needs_real_data
 
 pytestmark = pytest.mark.unit
 

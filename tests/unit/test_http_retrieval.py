@@ -8,13 +8,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
 from dro_rl.retrieval import add_candidates
 from dro_rl.sections.retrieval import HttpRetrieval
+from tests.servers import serving
 
 pytestmark = pytest.mark.unit
 

@@ -4,11 +4,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.remote import post_json
+from tests.servers import serving
 
 pytestmark = pytest.mark.unit
 

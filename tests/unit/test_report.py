@@ -7,11 +7,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from made_runs import make_run, question
 
 from dro_rl.errors import UserError
 from dro_rl.tracking import browsing
 from dro_rl.tracking.report import LiveReport, write_report
+from tests.made_runs import make_run, question
 
 pytestmark = pytest.mark.unit
 

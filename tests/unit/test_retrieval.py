@@ -11,7 +11,6 @@ from pathlib import Path
 
 import bm25s
 import pytest
-from real_data import REAL, needs_real_data
 
 from dro_rl.errors import UserError
 from dro_rl.records import Document, Example
@@ -20,6 +19,7 @@ from dro_rl.retrieval import bm25 as bm25_module
 from dro_rl.retrieval import retriever as retriever_module
 from dro_rl.retrieval.corpus import open_corpus
 from dro_rl.sections.retrieval import Bm25Retrieval, GivenRetrieval
+from tests.real_data import REAL, needs_real_data
 
 pytestmark = pytest.mark.unit
 

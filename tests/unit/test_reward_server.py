@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from servers import serving
 
 from dro_rl import remote
 from dro_rl.errors import UserError
@@ -21,6 +20,7 @@ from dro_rl.reward import Reward, load_reward, server
 from dro_rl.reward.checks import checked_scores
 from dro_rl.reward.server import make_app
 from dro_rl.sections.reward import RewardSection
+from tests.servers import serving
 
 pytestmark = pytest.mark.unit
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import uvicorn
 import yaml
-from servers import serving
 
 from dro_rl import cli, remote
 from dro_rl.listening import listen
 from dro_rl.reward import load_reward
 from dro_rl.reward.server import make_app
+from tests.servers import serving
 from tests.tiny import CITIES, PEOPLE, make_recipe
 
 pytestmark = pytest.mark.unit

@@ -13,9 +13,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fuzz_targets import HOSTILE_YAML
-from made_runs import make_run, question
-from servers import serving
 
 from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
@@ -25,7 +22,10 @@ from dro_rl.retrieval.passages import open_dataset
 from dro_rl.reward import load_reward
 from dro_rl.sections.policy import PolicySection
 from dro_rl.tracking.report import write_report
+from tests.fuzz_targets import HOSTILE_YAML
+from tests.made_runs import make_run, question
 from tests.models import make_llama
+from tests.servers import serving
 from tests.written_recipes import write_recipe
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from servers import serving, speaking
 
 from dro_rl import remote
 from dro_rl.cli_services import serve_retriever, serve_reward
@@ -24,6 +23,7 @@ from dro_rl.redaction import without_secrets
 from dro_rl.remote import is_loopback, post_json
 from dro_rl.reward import Reward, load_reward, server
 from dro_rl.reward.server import make_app
+from tests.servers import serving, speaking
 from tests.written_recipes import write_recipe
 
 pytestmark = pytest.mark.unit
