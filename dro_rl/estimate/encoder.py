@@ -1,7 +1,7 @@
 """Bytes that the processes of a selector that is a sentence encoder hold at most.
 
 As footprint.py counts them for causal LMs: weights, gradients and AdamW's moments, and what
-autograd keeps of the layers of transformers' BERT, in float32.
+autograd keeps of the layers of transformers' BERT.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def learner(
         gradients=learned * _FLOAT32,
         optimiser=2 * learned * _FLOAT32,
         activations=largest(recipe, section, shape)
-        * ((section.layers or shape.layers) * kept(shape) + _passing(shape))
+        * ((section.layers or shape.layers) * kept(shape, section.dtype) + _passing(shape))
         * (heap if device == "cpu" else 1.0),
         cache=most_cached(section, shape, device),
     )
@@ -144,9 +144,15 @@ def most_cached(section: EncoderSelector, shape: EncoderShape, device: str) -> f
     return room_for_hidden_states() if device == "cpu" and below > 0 else 0.0
 
 
-def kept(shape: EncoderShape) -> int:
+def kept(shape: EncoderShape, dtype: str) -> int:
     """Bytes a token that autograd keeps of one layer: its input, queries, keys and values,
-    attention's output, what both norms are given and the first gives, and the MLP's two halves."""
+    attention's output, what both norms are given and the first gives, and the MLP's two halves.
+
+    In bfloat16 queries, keys and values each have their own cast of the input, and what norms are
+    given stays float32. A pass's casts of the weights, some hundredths of it, are left aside.
+    """
+    if dtype == "bfloat16":
+        return 24 * shape.hidden + 4 * shape.intermediate
     return _FLOAT32 * (8 * shape.hidden + 2 * shape.intermediate)
 
 

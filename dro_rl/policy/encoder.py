@@ -55,7 +55,7 @@ class Encoder(nn.Module, ABC):
         elif section.layers:
             layers = train_last_layers(plain, section.layers, name)
             if section.layers < len(layers) and plain.device.type == "cpu":
-                self.lower = Lower(plain, layers, section.layers)
+                self.lower = Lower(plain, layers, section.layers, section.dtype)
         self.section, self.name, self.plain = section, name, plain
         self.lengths = Lengths(plain.tokenizer)
         self.limit: int = plain.max_seq_length or plain.tokenizer.model_max_length
@@ -97,8 +97,9 @@ class Encoder(nn.Module, ABC):
 
     def _run(self, texts: Sequence[Hashable], features: Features, encode: Encode) -> Tensor:
         """`encode` of the features of texts."""
-        features = _on(self.device, features)
-        return self.lower.run(texts, features, encode) if self.lower else encode(features)
+        features, low = _on(self.device, features), self.section.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            return self.lower.run(texts, features, encode) if self.lower else encode(features)
 
     def learned(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that learn, by name."""

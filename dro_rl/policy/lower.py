@@ -44,11 +44,12 @@ class Lower:
         plain: the model of sentence-transformers, on the CPU.
         layers: those of its transformer.
         learned: how many of them learn, the last ones.
+        dtype: in which passes run; other hidden states come of it.
     """
 
-    def __init__(self, plain: Any, layers: nn.ModuleList, learned: int) -> None:
+    def __init__(self, plain: Any, layers: nn.ModuleList, learned: int, dtype: str) -> None:
         frozen = {n: p for n, p in plain.named_parameters() if not p.requires_grad}
-        self.kept = _kept(digest(list(plain), frozen, plain))
+        self.kept = _kept(digest(list(plain), frozen, plain), dtype)
         self._works: bool | None = None  # a pass that begins above gives the same; None: not tried
         self._stops, self._entering = False, None
         first = len(layers) - learned
@@ -63,18 +64,22 @@ class Lower:
             texts: stand for the rows of the features.
             features: `attention_mask` and other tensors of (B, T), and what else `encode` reads.
         """
-        if self._works is False:
-            return encode(features)
-        rows = [self._row(text, i, features, encode) for i, text in enumerate(texts)]
         if self._works is None:
-            self._works = self._tried(rows, features, encode)
-            return self.run(texts, features, encode)
+            self._works = self._tried(features, encode)
+        if not self._works:
+            return encode(features)
+        rows = [self._kept_or_new(text, i, features, encode) for i, text in enumerate(texts)]
         return self._from(rows, features, encode)
 
-    def _row(self, text: Hashable, i: int, features: Features, encode: Encode) -> Tensor:
-        """(T, d), of a text alone: what it is beside would show in the last bit."""
+    def _kept_or_new(self, text: Hashable, i: int, features: Features, encode: Encode) -> Tensor:
         if text in self.kept.texts:
             return self.kept.texts[text]
+        row = self._row(i, features, encode)
+        self.kept.add(text, row)
+        return row
+
+    def _row(self, i: int, features: Features, encode: Encode) -> Tensor:
+        """(T, d), of a text alone: what it is beside would show in the last bit."""
         mask = features["attention_mask"]
         own = mask[i].bool()
         alone = {
@@ -86,11 +91,10 @@ class Lower:
             with torch.no_grad():
                 encode(alone)
         except _Reached as reached:
-            row = reached.hidden[0]
+            return reached.hidden[0]
         finally:
             self._stops = False
-        self.kept.add(text, row)
-        return row
+        raise RuntimeError("a pass has not come to the first layer that learns")
 
     def _from(self, rows: Sequence[Tensor], features: Features, encode: Encode) -> Tensor:
         mask = features["attention_mask"].bool()
@@ -102,9 +106,10 @@ class Lower:
         finally:
             self._entering = None
 
-    def _tried(self, rows: Sequence[Tensor], features: Features, encode: Encode) -> bool:
-        """Whether this way and the whole pass agree, on a first batch."""
-        with torch.no_grad():
+    def _tried(self, features: Features, encode: Encode) -> bool:
+        """Whether this way and the whole pass agree in float32, on a first batch."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            rows = [self._row(i, features, encode) for i in range(len(features["attention_mask"]))]
             try:
                 found = self._from(rows, features, encode)
             except (RuntimeError, TypeError, ValueError, IndexError):  # its layers pass on more
@@ -133,6 +138,6 @@ def _is_like(value: Any, mask: Tensor) -> bool:
 
 
 @cache
-def _kept(frozen: str) -> Kept:
+def _kept(frozen: str, dtype: str) -> Kept:
     """In one process engine, learner and further runs share them."""
     return Kept(room_for_hidden_states())

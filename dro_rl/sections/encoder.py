@@ -55,10 +55,13 @@ class EncoderSelector(Section):
         description="tokens of a text (of a cross-encoder, of question and document together); by "
         "default, and at most, the encoder's own limit; longer ones are cut, and counted",
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of forward and backward passes; weights that learn are float32",
+    )
     learning_rate: PositiveFloat = 2e-5
 
     # What the loop reads of every policy, and no recipe decides here.
-    dtype: ClassVar[Literal["float32"]] = "float32"
     ranks: ClassVar[int] = 1
 
     @model_validator(mode="after")
@@ -67,6 +70,10 @@ class EncoderSelector(Section):
             raise ValueError(
                 "train: last_layers and layers, how many of them, go together: "
                 + ("leave layers out" if self.layers else "add layers: 2")
+            )
+        if self.dtype == "bfloat16" and self.train == "head":
+            raise ValueError(
+                "train: head reads vectors that are computed once, in float32: leave out dtype"
             )
         if self.lora and self.train != "all":
             raise ValueError(f"lora is what learns: leave out train: {self.train}")

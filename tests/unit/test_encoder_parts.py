@@ -62,6 +62,20 @@ def test_the_last_layers_gradient_is_that_of_the_whole(kind, models):
         assert any("classifier" in name for name in part)
 
 
+@pytest.mark.parametrize("settings", [{}, LAST, LORA], ids=["all", "last layer", "lora"])
+@pytest.mark.parametrize("kind", ["bi", "cross"])
+def test_the_gradient_in_bfloat16_is_near(kind, settings, models):
+    """Passes are in bfloat16, which has 8 bits of precision; weights and gradients are not."""
+    exact = gradients(learner_of(models[kind], settings))
+    low = gradients(learner_of(models[kind], {**settings, "dtype": "bfloat16"}))
+    assert low.keys() == exact.keys()
+    assert {g.dtype for g in low.values()} == {torch.float32}
+    one, other = (torch.cat([g.flatten() for g in found.values()]) for found in (exact, low))
+    assert not torch.equal(one, other)
+    assert torch.cosine_similarity(one, other, dim=0) > 0.95
+    assert float(other.norm() / one.norm()) == pytest.approx(1, abs=0.2)
+
+
 @pytest.mark.parametrize("settings", [LAST, LORA], ids=["last layer", "lora"])
 def test_what_is_frozen_stays_to_the_bit(settings, models):
     learner = learner_of(models["bi"], settings)
@@ -164,6 +178,7 @@ def test_layers_to_adapt_that_are_not_there(models):
         ({"train": "last_layers"}, "add layers: 2"),
         ({"layers": 2}, "leave layers out"),
         ({"train": "head", "lora": {}}, "leave out train: head"),
+        ({"train": "head", "dtype": "bfloat16"}, "leave out dtype"),
         ({"lora": {"dropout": 0.1}}, "leave out lora.quantize and lora.dropout"),
         ({"lora": {"quantize": "4bit"}}, "leave out lora.quantize and lora.dropout"),
     ],

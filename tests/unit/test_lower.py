@@ -31,8 +31,8 @@ def model(request, tmp_path_factory):
     return make(folder / request.param)
 
 
-def load(model) -> Encoder:
-    recipe = make_encoder_recipe(model, {"train": "last_layers", "layers": 1})
+def load(model, dtype: str = "float32") -> Encoder:
+    recipe = make_encoder_recipe(model, {"train": "last_layers", "layers": 1, "dtype": dtype})
     return load_encoder(recipe.selector, str(model))
 
 
@@ -66,6 +66,18 @@ def test_scores_and_gradients_are_those_of_the_whole_pass(model):
         assert others.keys() == found.keys()
         for name, gradient in found.items():
             assert torch.allclose(others[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_hidden_states_of_another_precision_are_others(model):
+    exact, low = load(model), load(model, "bfloat16")
+    scores = [encoder.scores(STATES).detach() for encoder in (exact, low)]
+    assert low.lower is not None and low.lower._works
+    assert low.lower.kept.texts.keys() == exact.lower.kept.texts.keys()
+    kept = zip(low.lower.kept.texts.values(), exact.lower.kept.texts.values(), strict=True)
+    assert not any(torch.equal(one, other) for one, other in kept)
+    assert torch.allclose(*scores, atol=0.1 * exact.scale)
+    low.lower = None
+    assert torch.allclose(low.scores(STATES), scores[1], atol=0.1 * exact.scale)
 
 
 def test_a_text_goes_through_the_frozen_layers_once(model):
@@ -122,7 +134,7 @@ class Couple(nn.Module):
 def test_layers_that_hand_on_more_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(lower, "digest", lambda *_: "couples")
     model = Couples()
-    encoder = Lower(model, model.layers, learned=1)
+    encoder = Lower(model, model.layers, learned=1, dtype="float32")
     features = {
         "input_ids": torch.tensor([[1, 2], [3, 0]]),
         "attention_mask": torch.tensor([[1, 1], [1, 0]]),
