@@ -24,7 +24,8 @@ from dro_rl.sections.encoder import EncoderSelector
 def drawing(
     recipe: Recipe, section: EncoderSelector, questions: Sequence[Example]
 ) -> Callable[[], list[list[Target]]]:
-    """What draws the next batch: the targets of each of its questions.
+    """What draws the next batch, the targets of each of its questions: passes over all of them in
+    ever new orders.
 
     Raises:
         UserError: no question has a gold document.
@@ -36,9 +37,13 @@ def drawing(
             "among its candidates: take data that says which they are, or train without a warm-up"
         )
     rng = random.Random(f"warmup/selector/{recipe.training.seed}")
+    size = min(recipe.warmup.batch_size, len(usable))
+    left: list[Example] = []
 
     def draw() -> list[list[Target]]:
-        batch = rng.sample(usable, min(recipe.warmup.batch_size, len(usable)))
+        while len(left) < size:
+            left.extend(rng.sample(usable, len(usable)))
+        batch, left[:size] = left[:size], []
         if recipe.warmup.negatives == "batch":
             batch = [_against(example, batch) for example in batch]
         return [targets(section, example, rng) for example in batch]

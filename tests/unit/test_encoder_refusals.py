@@ -196,3 +196,15 @@ def test_the_supervised_loss_is_cross_entropy_of_the_gold_documents(model):
     groups = drawing(in_batch, in_batch.selector, [make_example(i) for i in range(3)])()
     sizes = [len(t.completions[0].example.candidates) for group in groups for t in group]
     assert len(sizes) == 3 and all(5 <= size <= 7 for size in sizes) and max(sizes) > 5
+
+
+def test_supervised_batches_are_passes_over_all_questions(model):
+    questions = [make_example(i) for i in range(5)]
+    recipe = make_encoder_recipe(model, warmup={"batch_size": 2})
+    draw = drawing(recipe, recipe.selector, questions)
+    drawn = [
+        target.completions[0].example.id for _ in range(5) for group in draw() for target in group
+    ]
+    passes = [drawn[:5], drawn[5:]]
+    assert [sorted(some) for some in passes] == [sorted(e.id for e in questions)] * 2
+    assert passes[0] != passes[1]
