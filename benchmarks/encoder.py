@@ -160,7 +160,7 @@ def run(arm: str, recipe: Recipe, folder: Path) -> Scores:
     settings["algorithm"] = common | REINFORCED[arm]
     settings["tracking"]["run_dir"] = str(folder)
     made = train(Recipe.model_validate(settings), quiet)
-    last = len(made.evaluations()) - 1
+    last = made.evaluations()[-1]["iteration"]
     return {row["example"]: row["gold_recall"] for row in made.evaluated_questions(last)}
 
 

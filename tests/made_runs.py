@@ -38,18 +38,21 @@ def recipe(folder: Path, **settings) -> Recipe:
 
 
 def make_run(
-    folder: Path, questions: Sequence[Example], iterations: int = 2, good: int = 2
+    folder: Path, questions: Sequence[Example], iterations: int = 2, good: int = 2, every: int = 1
 ) -> RunDirectory:
     """The selector learns to take the gold document, and the generator then answers right.
 
     Args:
         good: samples of a question that select the gold document; in training there is one more,
             which is malformed.
+        every: of the iterations, the last beside them, this one is evaluated.
     """
-    run = RunDirectory.create(recipe(folder))
+    settings = {"training": {"iterations": iterations}} if every > 1 else {}
+    run = RunDirectory.create(recipe(folder, evaluation={"every": every}, **settings))
     run.write_held_out(questions)
     for iteration in range(iterations + 1):
-        _evaluate(run, questions, iteration, good)
+        if iteration % every == 0 or iteration == iterations:
+            _evaluate(run, questions, iteration, good)
         if iteration:
             _iterate(run, questions, iteration, good)
     return run

@@ -103,6 +103,26 @@ def test_a_question_by_iteration(open_page, folder):
     assert shown.locator("option[value=wrong]").is_disabled()  # training asks for no answers
 
 
+def test_iterations_that_were_not_evaluated_leave_gaps(open_page, tmp_path):
+    """Beside a run that was always evaluated."""
+    runs = [make_run(tmp_path / f"every-{n}", [question(1)], 5, every=n) for n in (2, 1)]
+    write_report(runs, tmp_path / "report.html")
+    shown = open_page(tmp_path / "report.html")
+    assert "warm start and iteration 5" in shown.locator("#summary caption").first.inner_text()
+    details = shown.locator("#curves figure", has_text="Bound").locator("details")
+    details.locator("summary").click()
+    rows = [row.split() for row in details.locator("tbody tr").all_inner_texts()]
+    assert [row[:2] for row in rows] == [
+        *(["0", "-1"], ["1", "–"], ["2", "-0.3333"], ["3", "–"], ["4", "-0.2"], ["5", "-0.1667"])
+    ]
+    choice = shown.locator(".detail").get_by_label("Iteration")
+    names = ["warm start", "iteration 2", "iteration 4", "iteration 5"]
+    assert choice.locator("option").all_inner_texts() == names
+    shown.locator(".detail").get_by_role("button", name="earlier").click()
+    assert choice.locator("option:checked").inner_text() == "iteration 4"
+    assert "bound -0.2 nats" in shown.locator(".detail").inner_text()
+
+
 def test_search_and_filters(open_page, folder):
     shown = open_page(folder / "one.html")
     status = shown.locator("#rollouts [role=status]")
