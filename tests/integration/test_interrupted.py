@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "every other iteration evaluated, the best kept, LoRA with dropout": {
         "evaluation": {"every": 2},
-        "training": {"iterations": 3},
+        "training": {"iterations": 3, "checkpoint_seconds": 600},
         "tracking": {"keep_last": 1, "keep_best": "bound"},
         "selector": LORA,
     },
@@ -101,7 +101,7 @@ def test_a_run_that_dies_after_each_save_ends_as_if_it_had_not(kind, tmp_path, m
 
     monkeypatch.setattr(durable, "publish", counted)
     train(straight, Console())
-    assert len(saves) == len(set(saves)) > 6
+    assert len(saves) == len(set(saves)) >= 6
 
     def killed(folder: Path) -> None:
         publish(folder)
