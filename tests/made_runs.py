@@ -54,7 +54,7 @@ def make_run(
         if iteration % every == 0 or iteration == iterations:
             _evaluate(run, questions, iteration, good)
         if iteration:
-            _iterate(run, questions, iteration, good)
+            iterate(run, questions, iteration, good)
     return run
 
 
@@ -87,7 +87,8 @@ def _evaluate(run: RunDirectory, questions: Sequence[Example], iteration: int, g
     run.write_evaluation(f"iteration-{iteration:04d}", {**summary, "seconds": 1.0}, rows)
 
 
-def _iterate(run: RunDirectory, questions: Sequence[Example], iteration: int, good: int) -> None:
+def iterate(run: RunDirectory, questions: Sequence[Example], iteration: int, good: int = 2) -> None:
+    """One iteration's rollouts and metrics; see `make_run`."""
     gold = Selection("[1]", (5,), (-0.25,), (0,), False)
     bad = Selection("nonsense", (6,), (-2.0,), (), True)
     rollouts = [Rollout(e, (1, 2), (*[gold] * good, bad), iteration - 1) for e in questions]
