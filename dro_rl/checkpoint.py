@@ -151,8 +151,11 @@ def policy_folder(run: RunDirectory, iteration: int, policy: PolicyName, initial
 def is_finished(run: RunDirectory, recipe: Recipe) -> bool:
     """Whether all iterations have been done, or it stopped early."""
     done, early = latest(run), recipe.training.early_stop
-    stopped = early is not None and done > 0 and early.stops(run.evaluations()[: done + 1])
-    return stopped or done >= recipe.training.iterations
+    if done >= recipe.training.iterations:
+        return True
+    if early is None or done == 0:
+        return False
+    return early.stops([e for e in run.evaluations() if e["iteration"] <= done])
 
 
 def policies_of(

@@ -258,6 +258,11 @@ class Recipe(Section):
             **({"tracking.keep_best": best} if best else {}),
         }
 
+    def evaluates(self, iteration: int) -> bool:
+        """Whether held-out questions are evaluated after an iteration; 0 is the warm start."""
+        last = self.training.iterations
+        return iteration % self.evaluation.every == 0 or iteration == last
+
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values."""
         return self.model_dump(mode="json")

@@ -93,7 +93,10 @@ def iteration_metrics(
     running_mean: float | None,
     prefix_cache_hits: float,
 ) -> dict[str, Any]:
-    """Of an iteration as a whole, but for its time and memory."""
+    """Of an iteration as a whole, but for its time and memory.
+
+    `summary` is that of its evaluation, empty where it has none.
+    """
     row: dict[str, Any] = {f"evaluation/{k}": v for k, v in summary.items() if k != "iteration"}
     row |= {f"{policy}/engine_gap": gap for policy, gap in gaps.items()}
     if running_mean is not None:

@@ -251,6 +251,10 @@ class Trainer:
             self.at.timeline.add("learn", tokens=told.tokens, flops=flops)
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
+        """The summary of an iteration's evaluation; empty where it has none."""
+        if not self.recipe.evaluates(iteration):
+            self.teams.forget_usage()  # the probe's, or the next iteration would count it
+            return {}
         with self.at.timeline.stage("evaluate"):
             summary, rows = evaluate(self.teams, self.questions.evaluation, iteration, self.console)
         usage = self.teams.statistics("selector") + self.teams.statistics("generator")
@@ -265,7 +269,7 @@ class Trainer:
         return summary
 
     def _no_longer_helps(self) -> bool:
-        """Whether `training.early_stop.patience` iterations have passed without a new best."""
+        """Whether `training.early_stop.patience` evaluations have found no new best."""
         early, summaries = self.recipe.training.early_stop, self.run.evaluations()
         if early is None or not early.stops(summaries):
             return False
@@ -294,7 +298,8 @@ class Trainer:
         )
         self.saving.publish(self.at)
         self.report.refresh()
-        self.console.progress(self.run.evaluations())
+        if summary:
+            self.console.progress(self.run.evaluations())
 
     @contextmanager
     def _stage(self, iteration: int, name: str, total: int) -> Iterator:

@@ -99,7 +99,7 @@ class TrlRun(Trainer):
         return rollout_metrics(self.recipe, scored, weighted)
 
     def finish(self, iteration: int) -> bool:
-        """Give the engines the weights, evaluate, write. Returns whether to go on."""
+        """Give the engines the weights, evaluate if it is due, write. Returns whether to go on."""
         with self.at.timeline.stage("synchronise"):
             gaps = self.teams.synchronise(iteration, self.questions.evaluation[0])
         self._finish(iteration, self._evaluate(iteration), gaps)

@@ -41,20 +41,12 @@ def writer(folder: Path) -> Callable[..., str]:
 
 
 def fabricate(run: Run, ems=(0.25, 0.5, 0.75), seconds=2.0, questions=4) -> None:
-    """What `dro-rl train` leaves of a run: the warm start and an iteration for each further EM."""
+    """What `dro-rl train` leaves of a run: the warm start and an iteration for each further EM,
+    which is None where the iteration is not evaluated."""
     directory = RunDirectory.create(run.recipe)
     for iteration, em in enumerate(ems):
-        right = round(em * questions)
-        rows = [
-            {"example": f"q{run.seed}-{i}", "em": float(i < right), "f1": float(i < right)}
-            | {"bound": -2.0 + em + 0.1 * i}
-            for i in range(questions)
-        ]
-        summary = {"iteration": iteration, "questions": questions, "em": em, "f1": em}
-        summary |= {"gold_recall": None, "bound": -2.0 + em, "malformed": 0.0}
-        directory.write_evaluation(
-            f"iteration-{iteration:04d}", summary | {"effective_sample_size": 3.0}, rows
-        )
+        if em is not None:
+            _evaluate(directory, run.seed, iteration, em, questions)
         if iteration:
             drawn = pa.table({"sample": range(32)})
             pq.write_table(drawn, run.folder / "rollouts" / f"iteration-{iteration:04d}.parquet")
@@ -62,3 +54,17 @@ def fabricate(run: Run, ems=(0.25, 0.5, 0.75), seconds=2.0, questions=4) -> None
             directory.append_metrics({"iteration": iteration, "step": iteration})
             times = {"time/rollout": seconds, "time/learn": seconds, "time/evaluate": 100.0}
             directory.append_metrics({"iteration": iteration, **times})
+
+
+def _evaluate(run: RunDirectory, seed: int, iteration: int, em: float, questions: int) -> None:
+    right = round(em * questions)
+    rows = [
+        {"example": f"q{seed}-{i}", "em": float(i < right), "f1": float(i < right)}
+        | {"bound": -2.0 + em + 0.1 * i}
+        for i in range(questions)
+    ]
+    summary = {"iteration": iteration, "questions": questions, "em": em, "f1": em}
+    summary |= {"gold_recall": None, "bound": -2.0 + em, "malformed": 0.0}
+    run.write_evaluation(
+        f"iteration-{iteration:04d}", summary | {"effective_sample_size": 3.0}, rows
+    )

@@ -38,20 +38,23 @@ def recipe(folder: Path, **settings) -> Recipe:
 
 
 def make_run(
-    folder: Path, questions: Sequence[Example], iterations: int = 2, good: int = 2
+    folder: Path, questions: Sequence[Example], iterations: int = 2, good: int = 2, every: int = 1
 ) -> RunDirectory:
     """The selector learns to take the gold document, and the generator then answers right.
 
     Args:
         good: samples of a question that select the gold document; in training there is one more,
             which is malformed.
+        every: of the iterations, the last beside them, this one is evaluated.
     """
-    run = RunDirectory.create(recipe(folder))
+    settings = {"training": {"iterations": iterations}} if every > 1 else {}
+    run = RunDirectory.create(recipe(folder, evaluation={"every": every}, **settings))
     run.write_held_out(questions)
     for iteration in range(iterations + 1):
-        _evaluate(run, questions, iteration, good)
+        if iteration % every == 0 or iteration == iterations:
+            _evaluate(run, questions, iteration, good)
         if iteration:
-            _iterate(run, questions, iteration, good)
+            iterate(run, questions, iteration, good)
     return run
 
 
@@ -84,7 +87,8 @@ def _evaluate(run: RunDirectory, questions: Sequence[Example], iteration: int, g
     run.write_evaluation(f"iteration-{iteration:04d}", {**summary, "seconds": 1.0}, rows)
 
 
-def _iterate(run: RunDirectory, questions: Sequence[Example], iteration: int, good: int) -> None:
+def iterate(run: RunDirectory, questions: Sequence[Example], iteration: int, good: int = 2) -> None:
+    """One iteration's rollouts and metrics; see `make_run`."""
     gold = Selection("[1]", (5,), (-0.25,), (0,), False)
     bad = Selection("nonsense", (6,), (-2.0,), (), True)
     rollouts = [Rollout(e, (1, 2), (*[gold] * good, bad), iteration - 1) for e in questions]

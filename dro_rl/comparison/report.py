@@ -187,7 +187,7 @@ def _rich(table: Table, title: str) -> RichTable:
 
 
 def results_csv(comparison: Comparison, results: Sequence[Result]) -> str:
-    """A row an arm, seed and iteration: the evaluation's keys and what it took so far."""
+    """A row an arm, seed and evaluation: its keys and what it took so far."""
     order = {arm.name: i for i, arm in enumerate(comparison.arms)}
     rows = [
         {

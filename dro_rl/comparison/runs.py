@@ -127,7 +127,7 @@ def _placed(recipe: Recipe, folder: Path, seed: int) -> Recipe:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run found. Lists are by iteration, the warm start first."""
+    """What a finished run found. Lists are by evaluation, the warm start's first."""
 
     arm: str
     seed: int
@@ -152,15 +152,17 @@ def read_result(run: Run) -> Result:
     """The result of a finished run."""
     directory = RunDirectory(run.folder)
     evaluations = directory.evaluations()
-    count = len(evaluations)
-    seconds = _seconds(run.folder / "metrics.jsonl")
+    at = [e["iteration"] for e in evaluations]
+    took, last = _seconds(run.folder / "metrics.jsonl"), at[-1]
+    drawn = [*accumulate(_drawn(run.folder, i) for i in range(last + 1))]
+    seconds = [*accumulate(took.get(i, 0.0) for i in range(last + 1))]
     return Result(
         run.arm,
         run.seed,
         tuple(evaluations),
-        tuple(accumulate(_drawn(run.folder, i) for i in range(count))),
-        tuple(accumulate(seconds.get(i, 0.0) for i in range(count))),
-        {row["example"]: row for row in directory.evaluated_questions(count - 1)},
+        tuple(drawn[i] for i in at),
+        tuple(seconds[i] for i in at),
+        {row["example"]: row for row in directory.evaluated_questions(last)},
     )
 
 

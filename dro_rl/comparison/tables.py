@@ -97,18 +97,19 @@ def _with_interval(metric: Metric, values: Sequence[float | None]) -> str:
 
 
 def iterations_table(comparison: Comparison, results: Sequence[Result]) -> Table:
-    """A row an arm and figure: its mean over seeds after each iteration, the warm start first."""
-    last = max((len(r.evaluations) for r in results), default=0)
+    """A row an arm and figure: its mean over seeds after each iteration that was evaluated, the
+    warm start first."""
+    at = sorted({e["iteration"] for r in results for e in r.evaluations})
     rows = []
     for metric in headline(results):
         for arm in comparison.arms:
             runs = [r.evaluations for r in results if r.arm == arm.name]
             if runs:
-                columns = [[e[i].get(metric.key) for e in runs if i < len(e)] for i in range(last)]
-                cells = [_mean(metric, c) for c in columns]
+                found = [(e["iteration"], e.get(metric.key)) for run in runs for e in run]
+                cells = [_mean(metric, [v for when, v in found if when == i]) for i in at]
                 rows.append((f"{metric.heading}, {arm.name}", *cells))
-    headings = ("mean over seeds", "warm start", *map(str, range(1, last)))
-    return Table(headings[: last + 1], tuple(rows))
+    names = ["warm start" if i == 0 else str(i) for i in at]
+    return Table(("mean over seeds", *names), tuple(rows))
 
 
 def _mean(metric: Metric, values: Sequence[float | None]) -> str:

@@ -36,6 +36,12 @@ def in_words(recipe: Recipe) -> list[str]:
             f"That is {steps} optimiser steps an iteration, {steps * training.iterations} in all, "
             f"and {questions * algorithm.samples * training.iterations} selections drawn."
         )
+    if (every := recipe.evaluation.every) > 1:
+        times = sum(map(recipe.evaluates, range(training.iterations + 1)))
+        lines.append(
+            f"Held-out questions are evaluated {times} times: at the start, after every {every} "
+            "iterations, and at the end."
+        )
     lines.append(f"It trains: {', '.join(algorithm.train)}.")
     return lines
 

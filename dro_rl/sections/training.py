@@ -21,24 +21,23 @@ Watched = Literal["em", "f1", "gold_recall", "bound", "reward"]
 
 
 def best_of(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
-    """The iteration of the first best of a run's evaluations so far.
+    """The iteration of the first best of a run's evaluations so far, by iteration.
 
     Raises:
         UserError: the metric is not defined on the run's questions.
     """
-    values = [summary[metric] for summary in summaries]
-    if None in values:
+    if any(summary[metric] is None for summary in summaries):
         raise UserError(
             f"{metric} is not defined on these questions (none has gold documents): name another "
             "in training.early_stop.metric or tracking.keep_best"
         )
-    return max(range(len(values)), key=values.__getitem__)
+    return max(summaries, key=lambda summary: summary[metric])["iteration"]
 
 
 class EarlyStop(Section):
     metric: Watched = "bound"
     patience: PositiveInt = Field(
-        default=1, description="iterations without a new best before stopping"
+        default=1, description="evaluations without a new best before stopping"
     )
 
     def best(self, summaries: Sequence[Mapping[str, Any]]) -> int:
@@ -47,7 +46,8 @@ class EarlyStop(Section):
 
     def stops(self, summaries: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a run ends after these evaluations."""
-        return len(summaries) - 1 - self.best(summaries) >= self.patience
+        best = self.best(summaries)
+        return sum(summary["iteration"] > best for summary in summaries) >= self.patience
 
 
 class TrainingSection(Section):
@@ -116,6 +116,11 @@ class WarmupSection(Section):
 
 
 class EvaluationSection(Section):
+    every: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1,
+        description="iterations between evaluations; the start and the last iteration are always "
+        "evaluated",
+    )
     samples: PositiveInt = Field(default=8, description="selections a question for the bound")
 
 

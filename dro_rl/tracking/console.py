@@ -94,7 +94,7 @@ class Console:
             yield advance
 
     def evaluations(self, summaries: Sequence[Mapping[str, Any]]) -> None:
-        """The table of a run: a row an iteration, the warm start first."""
+        """The table of a run: a row an evaluation, the warm start's first."""
         table = evaluation_table(summaries)
         RichConsole(file=self.rich.file, width=max(self.rich.width, 100)).print(table)
 

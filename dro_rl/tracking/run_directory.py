@@ -120,7 +120,7 @@ class RunDirectory:
         return folder / f"{name}.json"
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Summaries by iteration, the warm start first.
+        """Summaries of the iterations that were evaluated, in order, the warm start first.
 
         Raises:
             UserError: one is damaged.

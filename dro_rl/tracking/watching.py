@@ -49,10 +49,11 @@ class Status:
     def finished(self) -> bool:
         """Whether all iterations have been done, or it stopped early."""
         early = self.recipe.training.early_stop
-        stopped = (
-            early is not None and self.done > 0 and early.stops(self.evaluations[: self.done + 1])
-        )
-        return stopped or self.done >= self.iterations
+        if self.done >= self.iterations:
+            return True
+        if early is None or self.done == 0:
+            return False
+        return early.stops([e for e in self.evaluations if e["iteration"] <= self.done])
 
     @property
     def stage(self) -> str:
@@ -63,10 +64,11 @@ class Status:
         if not self.evaluations:
             return "starting: data, engines, evaluation of the warm start"
         where = f"iteration {self.done + 1} of {self.iterations}"
-        if len(self.evaluations) > self.done + 1:
+        if self.evaluations[-1]["iteration"] > self.done:
             return f"{where}: writing the checkpoint"
         if self.learned:
-            return f"{where}: evaluating"
+            due = self.recipe.evaluates(self.done + 1)
+            return f"{where}: {'evaluating' if due else 'writing the checkpoint'}"
         if not (self.sampled or self.step):
             return f"{where}: sampling selections"
         of = f" of {self.an_iteration}" if self.an_iteration else ""
@@ -85,17 +87,28 @@ class Status:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the last three iterations; None before the first has ended."""
-        took = [sum(timed(row).values()) for row in self.ended[-3:]]
-        if not took or self.finished:
+        """By the last three iterations and the last evaluation; None before an iteration has
+        ended."""
+        stages = [timed(row) for row in self.ended[-3:]]
+        if not stages or self.finished:
             return None
-        return sum(took) / len(took) * (1 - self.share) * self.iterations
+        took = sum(v for row in stages for k, v in row.items() if k != "evaluate") / len(stages)
+        evaluated = {e["iteration"] for e in self.evaluations}
+        to_come = {i for i in range(self.done + 1, self.iterations + 1) if self.recipe.evaluates(i)}
+        left = took * (1 - self.share) * self.iterations
+        return left + len(to_come - evaluated) * self.evaluating
+
+    @property
+    def evaluating(self) -> float:
+        """Seconds that the last evaluation took; 0 where they are not known."""
+        seconds = self.evaluations[-1].get("seconds") if self.evaluations else None
+        return seconds if isinstance(seconds, int | float) else 0.0
 
     @property
     def unusually_silent(self) -> bool:
         """Whether nothing was written for longer than its longest stage took, twice over."""
         longest = max((max(timed(row).values(), default=0.0) for row in self.ended), default=None)
-        usual = _FIRST if longest is None else 2 * longest + 60
+        usual = _FIRST if longest is None else 2 * max(longest, self.evaluating) + 60
         return not self.finished and self.silent > usual
 
 
@@ -165,7 +178,7 @@ class Watcher:
         return Status(
             recipe,
             done,
-            evaluations[: done + 2],
+            [e for e in evaluations if e["iteration"] <= done + 1],
             steps,
             [row for row in rows if "step" not in row],
             an_iteration,

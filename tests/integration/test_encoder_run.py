@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +74,7 @@ def recipe(folder: Path, run: Path, **sections) -> Recipe:
         folder / "model",
         data=data,
         training=training,
-        evaluation={"samples": 4},
+        evaluation={"samples": 4, **sections.pop("evaluation", {})},
         tracking={"run_dir": str(run)},
         **sections,
     )
@@ -184,6 +185,17 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(folder, tmp_path, selector):
     train(recipe(folder, whole, selector=selector), quiet()[0])
     train(recipe(folder, halves, selector=selector, training={"iterations": 1}), quiet()[0])
     on = recipe(folder, halves, selector=selector)
+    train(on, quiet()[0], RunDirectory.open(halves))
+    assert differences(whole, halves) == []
+
+
+def test_it_does_so_from_an_iteration_that_is_not_evaluated(folder, tmp_path):
+    """Its tokens too: those of the probe are no work of the next iteration's."""
+    whole, halves = tmp_path / "whole" / "run", tmp_path / "halves" / "run"
+    train(recipe(folder, whole, evaluation={"every": 2}), quiet()[0])
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints" / "iteration-0002")
+    on = recipe(folder, halves, evaluation={"every": 2})
     train(on, quiet()[0], RunDirectory.open(halves))
     assert differences(whole, halves) == []
 

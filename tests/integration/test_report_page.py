@@ -10,7 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from dro_rl.tracking.pages import page
 from dro_rl.tracking.report import write_report
-from tests.made_runs import make_run, question
+from tests.made_runs import iterate, make_run, question
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -101,6 +101,42 @@ def test_a_question_by_iteration(open_page, folder):
     shown.get_by_label("Show").select_option("malformed")
     assert shown.locator("#rollouts [role=status]").inner_text() == "3 of 3 questions"
     assert shown.locator("option[value=wrong]").is_disabled()  # training asks for no answers
+
+
+def test_iterations_that_were_not_evaluated_leave_gaps(open_page, tmp_path):
+    """Beside a run that was always evaluated."""
+    runs = [make_run(tmp_path / f"every-{n}", [question(1)], 5, every=n) for n in (2, 1)]
+    write_report(runs, tmp_path / "report.html")
+    shown = open_page(tmp_path / "report.html")
+    assert "warm start and iteration 5" in shown.locator("#summary caption").first.inner_text()
+    details = shown.locator("#curves figure", has_text="Bound").locator("details")
+    details.locator("summary").click()
+    rows = [row.split() for row in details.locator("tbody tr").all_inner_texts()]
+    assert [row[:2] for row in rows] == [
+        *(["0", "-1"], ["1", "–"], ["2", "-0.3333"], ["3", "–"], ["4", "-0.2"], ["5", "-0.1667"])
+    ]
+    choice = shown.locator(".detail").get_by_label("Iteration")
+    names = ["warm start", "iteration 2", "iteration 4", "iteration 5"]
+    assert choice.locator("option").all_inner_texts() == names
+    shown.locator(".detail").get_by_role("button", name="earlier").click()
+    assert choice.locator("option:checked").inner_text() == "iteration 4"
+    assert "bound -0.2 nats" in shown.locator(".detail").inner_text()
+
+
+def test_the_next_question_is_shown_at_the_same_iteration(open_page, tmp_path):
+    run = make_run(tmp_path / "run", [question(0, "First?")], 1)
+    for iteration in (2, 3):
+        iterate(run, [question(0, "First?"), question(1, "Second?")], iteration)
+    write_report([run], tmp_path / "report.html")
+    shown = open_page(tmp_path / "report.html")
+    shown.locator("label", has_text="Questions").locator("select").select_option("training")
+    shown.locator(".mark").first.wait_for()
+    shown.locator(".detail").get_by_role("button", name="earlier").click()
+    chosen = shown.locator(".detail").get_by_label("Iteration").locator("option:checked")
+    assert chosen.inner_text() == "iteration 2"
+    shown.locator(".questions button", has_text="Second?").click()
+    assert shown.locator(".detail h3").first.inner_text() == "Second?"
+    assert chosen.inner_text() == "iteration 2"  # of which it has fewer
 
 
 def test_search_and_filters(open_page, folder):

@@ -215,6 +215,26 @@ def test_what_is_kept(tmp_path, learners, tracking, early_stop, wanted):
     assert checkpoint.latest_good(run, print) == 5
 
 
+def test_the_best_is_kept_where_only_some_iterations_are_evaluated(tmp_path, learners):
+    tracking = {"run_dir": str(tmp_path / "run"), "keep_last": 1, "keep_best": "em"}
+    recipe = make_recipe(
+        tmp_path, tracking=tracking, evaluation={"every": 2}, training={"iterations": 7}
+    )
+    run = RunDirectory.create(recipe)
+    found = {0: 0.1, 2: 0.3, 4: 0.9, 6: 0.9, 7: 0.4}
+    best = {1: [1], 2: [2], 3: [2, 3], 4: [4], 5: [4, 5], 6: [4, 6], 7: [4, 7]}
+    for iteration in range(8):
+        if recipe.evaluates(iteration):
+            summary = {"iteration": iteration, "em": found[iteration]}
+            run.write_evaluation(f"iteration-{iteration:04d}", summary, [])
+        if iteration:
+            checkpoint.write(run, iteration, learners, {})
+            checkpoint.publish(run, iteration)
+            checkpoint.prune(run, recipe)
+            assert checkpoint.kept(run) == best[iteration]
+    assert [e["iteration"] for e in run.evaluations()] == [*found]
+
+
 # --- a started iteration --------------------------------------------------------------------------
 
 

@@ -81,6 +81,31 @@ def test_figures_by_iteration_are_means_over_seeds(write):
 
 
 @pytest.mark.usefixtures("without_figures")
+def test_iterations_that_were_not_evaluated_leave_gaps(write):
+    """Their selections and seconds count; an arm that was evaluated more often has more columns."""
+    settings = {"training": {"iterations": 3}, "evaluation": {"every": 2}}
+    arms = {"plain": {}, "often": {"evaluation": {"every": 1}}}
+    comparison = load_comparison(write(settings=settings, arms=arms, may_differ=["evaluation"]))
+    some, all_of_them = (0, None, 0.5, 1.0), (0, 0.25, 0.5, 0.75)
+    report = report_of(
+        comparison,
+        **{f"plain_{seed}": {"ems": some} for seed in (0, 1)},
+        **{f"often_{seed}": {"ems": all_of_them} for seed in (0, 1)},
+    )
+    text = text_of(report)
+    headings = ["mean over seeds", "warm start", "1", "2", "3"]
+    assert row(text, "mean over seeds") == headings
+    assert row(text, "EM, plain") == ["EM, plain", "0.0", "-", "50.0", "100.0"]
+    assert row(text, "EM, often") == ["EM, often", "0.0", "25.0", "50.0", "75.0"]
+    assert row(text, "plain")[2] == "100.0 ± 0.0" and row(text, "plain")[-1] == "96"
+    assert row(text, "often - plain")[2] == "-25.0 [-62.5, +0.0]"  # of the last evaluations
+    plain = [r for r in lines_of(report) if (r["arm"], r["seed"]) == ("plain", "0")]
+    assert [r["iteration"] for r in plain] == ["0", "2", "3"]
+    assert [r["selections_drawn"] for r in plain] == ["0", "64", "96"]
+    assert [float(r["train_seconds"]) for r in plain] == [0, 8, 12]
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_differences_are_paired_and_marked(write):
     ems = {"ems": (0, 0, 1.0)}
     report = report_of(

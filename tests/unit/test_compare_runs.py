@@ -94,10 +94,26 @@ def test_a_moved_comparison_goes_on(runs, write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ems", "state"), [((0.5, 0.4), "finished"), ((0.5, 0.6), "resumable"), ((0.5,), "begun")]
+    ("ems", "state"),
+    [
+        ((0.5, 0.4), "finished"),
+        ((0.5, 0.6), "resumable"),
+        ((0.5,), "begun"),
+        ((0.5, None, 0.6, None), "resumable"),
+        ((0.5, None, 0.6, None, 0.6), "finished"),
+    ],
 )
 def test_a_run_that_stopped_early_is_finished(write, ems, state):
     settings = {"training": {"early_stop": {"metric": "em", "patience": 1}, "iterations": 5}}
     run = runs_of(load_comparison(write(settings=settings)))[0]
     fabricate(run, ems)
     assert run.state() == state
+
+
+def test_an_evaluation_without_its_checkpoint_stops_nothing(write):
+    """The run was killed between the two, and evaluates again."""
+    settings = {"training": {"early_stop": {"metric": "em", "patience": 1}, "iterations": 9}}
+    run = runs_of(load_comparison(write(settings=settings)))[0]
+    fabricate(run, (0.5, None, 0.6, None, 0.6))
+    (run.folder / "checkpoints" / "iteration-0004").rmdir()
+    assert run.state() == "resumable"

@@ -100,6 +100,18 @@ def test_a_run_that_was_not_evaluated_says_so(tmp_path):
     assert "Not evaluated" in card.text and card.data.eval_results is None
 
 
+def test_gaps_between_evaluations(trained, tmp_path):
+    """A card has no figures of another iteration, and the best is one that was evaluated."""
+    for suffix in ("json", "jsonl"):
+        (trained / "evaluation" / f"iteration-0001.{suffix}").unlink()
+    export_run(trained, tmp_path / "one", 1)
+    card = ModelCard.load(tmp_path / "one" / "selector" / "README.md")
+    assert "Not evaluated" in card.text and card.data.eval_results is None
+    export_run(trained, tmp_path / "best", "best")
+    text = (tmp_path / "best" / "selector" / "README.md").read_text()
+    assert "iteration 2.\n" in text and "| warm start | iteration 2 |" in text
+
+
 # --- which, and where to --------------------------------------------------------------------------
 
 

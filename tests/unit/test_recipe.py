@@ -3,8 +3,10 @@
 import pytest
 
 from dro_rl.errors import UserError
+from dro_rl.estimate import in_words
 from dro_rl.recipe_file import load_recipe
 from dro_rl.sections.retrieval import Bm25Retrieval
+from dro_rl.sections.training import EarlyStop
 from tests.written_recipes import problem, writer
 
 pytestmark = pytest.mark.unit
@@ -156,3 +158,23 @@ def test_settings_that_only_look_contradictory_are_accepted(write):
 def test_a_switch_is_not_a_number(tmp_path):
     with pytest.raises(UserError, match=r"training: iterations is not a switch"):
         load_recipe("recipes/demo.yaml", ["training.iterations=true"])
+
+
+# --- which iterations are evaluated ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluated"), [(1, [0, 1, 2, 3, 4, 5, 6, 7]), (3, [0, 3, 6, 7]), (99, [0, 7])]
+)
+def test_the_start_every_so_many_iterations_and_the_last_are_evaluated(write, every, evaluated):
+    recipe = load_recipe(write(), [f"evaluation.every={every}", "training.iterations=7"])
+    assert [i for i in range(8) if recipe.evaluates(i)] == evaluated
+    told = "\n".join(in_words(recipe))
+    assert (f"are evaluated {len(evaluated)} times" in told) == (every > 1)
+
+
+def test_patience_counts_evaluations_and_the_best_is_an_iteration():
+    stop = EarlyStop(metric="em", patience=2)
+    found = [{"iteration": 4 * i, "em": em} for i, em in enumerate((0.5, 0.6, 0.6, 0.6))]
+    assert [stop.stops(found[: i + 1]) for i in range(4)] == [False, False, False, True]
+    assert [stop.best(found[: i + 1]) for i in range(4)] == [0, 4, 4, 4]

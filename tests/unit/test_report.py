@@ -106,6 +106,24 @@ def test_a_run_of_an_earlier_version_goes_on_without_a_report(tmp_path):
     assert not (run.path / "report.html").exists()
 
 
+def test_iterations_that_were_not_evaluated_leave_gaps(tmp_path):
+    run = make_run(tmp_path / "run", [question(1)], iterations=5, every=2)
+    write_report([run], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    (shown,) = data(page)["runs"]
+    assert [e["iteration"] for e in shown["evaluations"]] == [0, 2, 4, 5]
+    assert [m["iteration"] for m in shown["movement"]] == [0, 2, 4, 5]
+    assert [w["iteration"] for w in shown["weights"]] == [1, 2, 3, 4, 5]
+    assert [row["after"] for row in shown["headline"] if row["key"] == "bound"] == [-1 / 6]
+    (held_out,), (trained,) = (
+        block(page, f"{name}-0")["questions"] for name in ("held-out", "training")
+    )
+    assert [(v["iteration"], v["bound"]) for v in held_out["views"]] == [
+        *((0, -1.0), (2, -0.3333), (4, -0.2), (5, -0.1667))
+    ]
+    assert [v["iteration"] for v in trained["views"]] == [1, 2, 3, 4, 5]
+
+
 def test_a_torn_last_row_of_metrics_is_left_out(tmp_path):
     run = make_run(tmp_path / "run", [question(1)])
     with (run.path / "metrics.jsonl").open("a") as file:

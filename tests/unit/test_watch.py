@@ -95,6 +95,42 @@ def test_the_stages_of_a_run(tmp_path):
     assert status.share == 0.5 and status.seconds_left == 10.0
 
 
+def test_the_stages_of_a_run_that_is_not_always_evaluated(tmp_path):
+    settings = {"iterations": 5, "questions_per_iteration": 8, "batch_size": 8}
+    run = RunDirectory.create(recipe(tmp_path / "run", training=settings, evaluation={"every": 3}))
+    figures = {"questions": 0, "seconds": 100.0}
+    run.write_evaluation("iteration-0000", {"iteration": 0, **figures}, [])
+    told, left = [], []
+    for iteration in (1, 2, 3, 4, 5):
+        run.append_metrics({"iteration": iteration, "step": iteration})
+        told.append(look(run).stage)
+        if iteration in (3, 5):
+            run.write_evaluation(
+                f"iteration-{iteration:04d}", {"iteration": iteration, **figures}, []
+            )
+            assert look(run).stage == f"iteration {iteration} of 5: writing the checkpoint"
+        evaluating = {"time/evaluate": 100.0} if iteration in (3, 5) else {}
+        run.append_metrics({"iteration": iteration, "time/learn": 10.0, **evaluating})
+        checkpointed(run, iteration)
+        left.append(look(run).seconds_left)
+    assert [stage.partition(": ")[2] for stage in told] == [
+        *("writing the checkpoint", "writing the checkpoint", "evaluating"),
+        *("writing the checkpoint", "evaluating"),
+    ]
+    # 4, 3, 2, 1 iterations to learn from; evaluations of iterations 3 and 5
+    assert left == pytest.approx([240.0, 230.0, 120.0, 110.0, None])
+    assert [e["iteration"] for e in look(run).evaluations] == [0, 3, 5]
+    assert look(run).stage == "finished after iteration 5"
+
+
+def test_an_evaluation_is_no_unusual_silence(run):
+    summary = run.evaluations()[-1]
+    run.write_evaluation("iteration-0002", {**summary, "seconds": 200.0}, [])
+    for place in (run.path, *run.path.iterdir()):
+        os.utime(place, (time.time() - 400,) * 2)
+    assert not look(run).unusually_silent  # though no other stage took more than 3 s
+
+
 def test_a_run_that_stopped_early_is_finished(run):
     assert not look(run).finished
     run.write_recipe(
@@ -102,6 +138,17 @@ def test_a_run_that_stopped_early_is_finished(run):
     )
     assert look(run).finished  # the second iteration found no more than the first
     assert look(run).stage == "finished after iteration 2, stopped early"
+
+
+def test_it_stops_early_with_the_checkpoint_of_the_evaluation_that_says_so(tmp_path):
+    run = make_run(tmp_path / "run", QUESTIONS, iterations=4, every=2)
+    early = {"metric": "gold_recall", "patience": 1}
+    settings = {"iterations": 9, "early_stop": early}
+    run.write_recipe(recipe(run.path, training=settings, evaluation={"every": 2}))
+    checkpointed(run, 1, 2, 3)
+    assert look(run).stage == "iteration 4 of 9: writing the checkpoint"
+    checkpointed(run, 4)
+    assert look(run).stage == "finished after iteration 4, stopped early"
 
 
 def test_metrics_are_read_on_and_anew_after_a_resume(run):

@@ -26,6 +26,7 @@ def changed(overrides: list[str], others: list[str]) -> list[str]:
         "training.iterations=9",
         "training.early_stop={metric: em, patience: 2}",
         "training.checkpoint_seconds=0",
+        "evaluation.every=2",
         "training.tokens_per_microbatch=100",
         "tracking={run_dir: elsewhere, resume: auto, keep_last: 3, keep_best: bound}",
         "cluster={mode: local, call_timeout: 5}",

@@ -57,10 +57,16 @@ function rolloutBrowser(runs) {
     kept ? open(kept, kept === state.question ? state.view : kept.views.length - 1) : detail.replaceChildren(element("p", {}, "No question fits."));
   }
 
+  // Another question at the iteration that is shown, or the last one before it that has it.
+  function openAlike(q) {
+    const { iteration } = state.question.views[state.view];
+    open(q, Math.max(0, q.views.findLastIndex((v) => v.iteration <= iteration)));
+  }
+
   function questionButton(q) {
     const last = q.views.at(-1);
     const outcome = known(last.em) ? (last.em ? "right" : `F1 ${percent(last.f1)}`) : `${last.samples.length} selections`;
-    const button = element("button", { type: "button", onclick: () => open(q, Math.min(state.view, q.views.length - 1)) }, q.question, element("small", {}, `${q.id} · ${outcome}`));
+    const button = element("button", { type: "button", onclick: () => openAlike(q) }, q.question, element("small", {}, `${q.id} · ${outcome}`));
     q.button = button;
     return button;
   }
@@ -81,7 +87,7 @@ function rolloutBrowser(runs) {
     if (!step) return;
     event.preventDefault();
     const next = state.shown[state.shown.indexOf(state.question) + step];
-    if (next) { open(next, Math.min(state.view, next.views.length - 1)); next.button.focus(); }
+    if (next) { openAlike(next); next.button.focus(); }
   });
   let waiting;
   search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); });
