@@ -2,7 +2,7 @@
 
     python benchmarks/encoder.py [--data hotpotqa|musique] [--conditional] [--seeds N]
                                  [--workers N] [--dtype bfloat16|float32] [ARM ...]
-    python benchmarks/encoder.py --sampling
+    python benchmarks/encoder.py --speed
 
 all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml, musique_encoder.yaml) and questions with their 10 or
 20 paragraphs, from shared/data beside the checkout or DRO_RL_DATA. HotpotQA: to train on, the
@@ -16,7 +16,8 @@ with all of them picked, the difference of the first to the untrained encoder wi
 paired bootstrap over questions, and, with --conditional, the first on bridge questions alone, where
 the data say which those are. As many arms as --workers run at a time, on one thread each. Writes
 results/encoder.json and .md beside this file, with _musique and _conditional in their names.
---sampling prints what 64 selections a question cost over 8, encoding included.
+--speed prints what 64 selections a question cost over 8, encoding included, and how long passes
+over texts take, forward and with backward, by what learns and in which precision.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from rich.console import Console as RichConsole  # noqa: E402
 from dro_rl.checkpoint import policy_folder  # noqa: E402
 from dro_rl.encoder_learner import EncoderLearner  # noqa: E402
 from dro_rl.evaluation import gold_recall  # noqa: E402
+from dro_rl.policy.encoder import Encoder  # noqa: E402
 from dro_rl.policy.encoder_files import load_encoder  # noqa: E402
 from dro_rl.policy.picks import State  # noqa: E402
 from dro_rl.questions import load_questions, with_candidates  # noqa: E402
@@ -56,6 +58,7 @@ from dro_rl.recipe import Recipe  # noqa: E402
 from dro_rl.recipe_file import load_recipe  # noqa: E402
 from dro_rl.records import Example  # noqa: E402
 from dro_rl.rollout.encoder_worker import EncoderWorker  # noqa: E402
+from dro_rl.sections.encoder import EncoderSelector  # noqa: E402
 from dro_rl.sections.retrieval import Bm25Retrieval  # noqa: E402
 from dro_rl.tracking.console import Console  # noqa: E402
 from dro_rl.trainer import train  # noqa: E402
@@ -74,6 +77,12 @@ LEARNED = (*SUPERVISED, *REINFORCED)
 ARMS = (*UNLEARNED, *LEARNED)
 HELD_OUT = {"hotpotqa": 500, "musique": 100}
 ALONG_THE_WAY = 16
+PARTS = {
+    "all": {},
+    "last 2 of 6 layers": {"train": "last_layers", "layers": 2},
+    "last layer": {"train": "last_layers", "layers": 1},
+    "lora, rank 16": {"lora": {"rank": 16}},
+}
 _RANK_CONSTANT = 60  # of reciprocal rank fusion
 
 Scores = dict[str, float]  # gold recall by question
@@ -94,8 +103,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = write_data(folder, asked)
-        if asked.sampling:
-            time_sampling(make_recipe(files, folder / "run", 0, asked))
+        if asked.speed:
+            recipe = make_recipe(files, folder / "run", 0, asked)
+            time_sampling(recipe)
+            time_passes(recipe)
             return
         found: dict[str, list[Scores]] = {arm: [] for arm in asked.arms}
         runs = [(a, s) for s in range(asked.seeds) for a in asked.arms if not s or a in LEARNED]
@@ -116,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--sampling", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     asked = parser.parse_args()
     if unknown := set(asked.arms) - set(ARMS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(ARMS)}")
@@ -236,9 +247,9 @@ def scored(examples: Sequence[Example], chosen: Sequence[Sequence[int]]) -> Scor
 
 def time_sampling(recipe: Recipe) -> None:
     """Of 8 questions, by the whole encoder: a pass over their texts, and the draws."""
-    whole = recipe.selector.model_copy(update={"train": "all"})
+    whole = recipe.selector.model_copy(update={"train": "all", "layers": None})
     recipe = recipe.model_copy(update={"selector": whole})
-    questions = load_questions(recipe, Console(RichConsole(file=io.StringIO()))).train[:8]
+    questions = some_questions(recipe)
     worker = EncoderWorker(recipe, "selector", recipe.selector.model)
     weights = EncoderLearner(recipe, "selector", recipe.selector.model, 1, 1e-6).weights()
 
@@ -251,6 +262,34 @@ def time_sampling(recipe: Recipe) -> None:
         f"8 questions: m = 8 {times['8']} s, m = 64 {times['64']} s, "
         f"{100 * (times['64'].over(times['8']) - 1):+.1f} % (median of the turns' ratios)"
     )
+
+
+def time_passes(recipe: Recipe) -> None:
+    """Milliseconds a text; those of `last_layers` begin at hidden states that are kept."""
+    states = [State(question) for question in some_questions(recipe)]
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        for name, part in PARTS.items():
+            settings = {"train": "all", "layers": None, "dtype": dtype, **part}
+            section = EncoderSelector.model_validate(recipe.selector.model_dump() | settings)
+            encoder = load_encoder(section, recipe.selector.model)
+            texts = len(encoder.texts(states))
+
+            def forward(encoder: Encoder = encoder) -> None:
+                with torch.no_grad():
+                    encoder.scores(states)
+
+            def backward(encoder: Encoder = encoder) -> None:
+                encoder.scores(states).sum().backward()
+
+            times = in_turns({"forward": forward, "backward": backward})
+            each = [f"{1000 * times[side].median / texts:.1f}" for side in times]
+            rows.append([name, dtype, *each])
+    print(table(["learns", "dtype", "forward [ms a text]", "and backward"], rows))
+
+
+def some_questions(recipe: Recipe) -> list[Example]:
+    return load_questions(recipe, Console(RichConsole(file=io.StringIO()))).train[:8]
 
 
 # --- figures --------------------------------------------------------------------------------------
