@@ -1,12 +1,9 @@
-"""A valid tiny experiment, for tests that break one thing of it, and the command line in this
-process."""
+"""A valid tiny experiment in a folder, for tests that break one thing of it."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +12,6 @@ from tempfile import TemporaryDirectory
 import pytest
 import yaml
 
-from dro_rl.cli import main
 from dro_rl.recipe_file import load_recipe
 from dro_rl.tracking.run_directory import RunDirectory
 from tests.models import make_llama
@@ -105,33 +101,3 @@ def make_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     }
     Path(place.recipe).write_text(yaml.safe_dump(settings))
     return place
-
-
-# --- the command line -----------------------------------------------------------------------------
-
-
-def run_here(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run `dro-rl` in this process: its exit code, output and errors."""
-    arguments, variables = sys.argv, dict(os.environ)
-    sys.argv = ["dro-rl", *words]
-    capsys.readouterr()
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = arguments
-        os.environ.clear()
-        os.environ.update(variables)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(result: tuple[int, str, str], *told: str) -> None:
-    code, out, err = result
-    assert code == 2, (code, out, err)
-    assert err.count("error:") == 1 and "Traceback" not in out + err, err
-    assert err.startswith("error: ") or "\nerror: " in err, err
-    for part in told:
-        assert part in err, (part, err)

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from tests.small_experiment import Place, make_place, refused, run_here
+from tests.commands import refused, run_here
+from tests.small_experiment import Place, make_place
 
 pytestmark = pytest.mark.integration
 

@@ -3,20 +3,16 @@
 They run in this process, through the same entry point: a process for each would take a minute.
 """
 
-import os
 import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.small_experiment import QUESTIONS, Place, make_place, question, refused, run_here
+from tests.commands import refused, run_here
+from tests.small_experiment import QUESTIONS, Place, make_place, question
 
 pytestmark = pytest.mark.unit
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -29,18 +25,6 @@ def command(capsys):
     return partial(run_here, capsys)
 
 
-def alone(*words: str) -> tuple[int, str, str]:
-    """Runs a command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from dro_rl.cli import main; main()", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 # --- recipes ------------------------------------------------------------------------------------
 
 
@@ -51,8 +35,8 @@ def test_a_missing_recipe(place, command, name):
     assert place.files() == before
 
 
-def test_no_recipe_at_all():
-    refused(alone("train"), "which recipe?", "--resume RUN")
+def test_no_recipe_at_all(command):
+    refused(command("train"), "which recipe?", "--resume RUN")
 
 
 @pytest.mark.parametrize(
