@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
 from dro_rl.recipe_file import load_recipe, localise
@@ -22,7 +23,7 @@ from dro_rl.retrieval.passages import open_dataset
 from dro_rl.reward import load_reward
 from dro_rl.sections.policy import PolicySection
 from dro_rl.tracking.report import write_report
-from tests.fuzz_targets import HOSTILE_YAML
+from tests.hostile_yaml import HOSTILE_YAML
 from tests.made_runs import make_run, question
 from tests.models import make_llama
 from tests.servers import serving
@@ -240,7 +241,8 @@ def test_a_rewards_code_runs_when_it_is_loaded_by_name_and_not_before(tmp_path):
     assert ran.exists()  # made once: with the other file's there would have been an error
 
 
-def test_a_rewards_code_is_never_fetched(tmp_path):
+def test_a_rewards_code_is_never_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda s: None)  # before it is asked again
     code = REWARD.format(ran=str(tmp_path / "ran")).encode()
     with serving(lambda body, headers: (200, code)) as address, pytest.raises(UserError):
         load_reward(f"{address}/mine.py")
