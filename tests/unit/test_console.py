@@ -1,4 +1,4 @@
-"""What commands show, on a terminal and in a pipe."""
+"""The console: what is on the screen, or in a file in its place."""
 
 import io
 import time
