@@ -32,7 +32,7 @@ _MAKING = 2
 
 
 class RayTeam:
-    """n workers of one role, each in an actor of its own; see `dro_rl.cluster.processes.Team`.
+    """n workers of one role, each in an actor of its own; see `dro_rl.cluster.team.Team`.
 
     Args:
         role: as messages name it.
