@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dro_rl import learner_state
+from dro_rl import learner_state, reading
 from dro_rl.objective import Evaluated, Objective
 from dro_rl.passes import Question
 from dro_rl.policy import causal_lm, sharding
@@ -261,11 +261,11 @@ class Learner:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
-        return self.objective.score(rollouts)
+        return reading.score(self.objective, rollouts)
 
     def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
         """What PPO's value head gives before every token of every selection."""
-        return self.objective.values(rollouts)
+        return reading.values(self.objective, rollouts)
 
     # --- weights and state ----------------------------------------------------------------------
 
