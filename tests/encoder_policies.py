@@ -78,7 +78,7 @@ def rollout_of(orders) -> Rollout:
 def gradient(learner: EncoderLearner, coefficients) -> Tensor:
     """Of -sum_z c_z log p(z|x), as the learner makes it."""
     weighted = WeightedRollout(rollout_of(ORDERS), tuple(coefficients), ())
-    learner.optimizer.zero_grad()
+    learner.optimisation.zero_grad()
     learner.backward([learner.objective.targets(weighted)])
     return flat(learner)
 

@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 
 from dro_rl.chat.app import make_app
 from dro_rl.errors import UserError
-from dro_rl.pipeline import Answer, Unanswerable
+from dro_rl.finding import Unanswerable
+from dro_rl.pipeline import Answer
 from dro_rl.records import Document
 from dro_rl.remote import NoReply
 

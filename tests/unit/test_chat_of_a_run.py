@@ -16,8 +16,9 @@ from dro_rl.chat.answering import Answering, Service
 from dro_rl.chat.app import make_app
 from dro_rl.chat.service import serve_run
 from dro_rl.errors import UserError
+from dro_rl.finding import Unanswerable
 from dro_rl.listening import address_of, listen
-from dro_rl.pipeline import Answer, Pipeline, Unanswerable, load_pipeline
+from dro_rl.pipeline import Answer, Pipeline, load_pipeline
 from dro_rl.recipe_file import load_recipe
 from dro_rl.remote import NoReply
 from dro_rl.tracking.console import Console
@@ -141,7 +142,7 @@ def test_a_question_that_is_too_long_keeps_no_other_from_an_answer(run, monkeypa
     with load_pipeline(run) as pipeline:
         short, long = make_example(0), make_example(1)
         long = replace(long, question="Where " * 300)
-        monkeypatch.setattr(pipeline, "_found", lambda asked: [short, long][: len(asked)])
+        monkeypatch.setattr(pipeline._finder, "find", lambda asked: [short, long][: len(asked)])
         answer, refused = pipeline.answer_each([short.question, long.question])
         assert isinstance(answer, Answer)
         assert isinstance(refused, Unanswerable) and "fewer words" in str(refused)
@@ -155,7 +156,7 @@ def test_a_retriever_that_is_away_is_asked_once_for_all(run, monkeypatch):
         raise NoReply("gave no usable reply")
 
     with load_pipeline(run) as pipeline:
-        monkeypatch.setattr(pipeline, "_found", away)
+        monkeypatch.setattr(pipeline._finder, "find", away)
         answers = pipeline.answer_each(["a?", "b?", "c?"])
     assert calls == [3] and [type(answer) for answer in answers] == [NoReply] * 3
 

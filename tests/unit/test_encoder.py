@@ -128,7 +128,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(policy):
     rewards = np.random.default_rng(0).random(len(ORDERS))
     found = -gradient(policy.learner, policy.probabilities * rewards)
     encoder, conditional = policy.learner.model, policy.recipe.selector.conditional
-    policy.learner.optimizer.zero_grad()
+    policy.learner.optimisation.zero_grad()
     first = encoder.scores([State(EXAMPLE)])[0]
     expected = torch.zeros(())
     for (a, b), r in zip(ORDERS, rewards, strict=True):
