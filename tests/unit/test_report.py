@@ -126,9 +126,11 @@ def test_iterations_that_were_not_evaluated_leave_gaps(tmp_path):
 
 def test_a_torn_last_row_of_metrics_is_left_out(tmp_path):
     run = make_run(tmp_path / "run", [question(1)])
+    write_report([run], tmp_path / "whole.html")
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 3, "st')
-    write_report([run], tmp_path / "report.html")
+    write_report([run], tmp_path / "torn.html")
+    assert (tmp_path / "torn.html").read_text() == (tmp_path / "whole.html").read_text()
 
 
 def test_text_from_data_cannot_end_a_script(tmp_path):
