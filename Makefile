@@ -44,11 +44,12 @@ format: setup ## mend what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# A file's tests stay together, for they share what is slow to make. ARGS="-n0" for a debugger.
+# A file's tests stay together, for they share what is slow to make. ARGS="-n0" for a debugger. Unit
+# tests compute in these two processes alone, and a second thread in each would be in the other's way.
 TWO := -n 2 --dist loadfile
 
 unit: setup ## tests of one module, seconds
-	$(PYTEST) tests/unit $(TWO) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) tests/unit $(TWO) $(ARGS)
 
 integration: setup ## tests with real vLLM and Ray, minutes
 	$(PYTEST) tests/integration $(TWO) $(ARGS)

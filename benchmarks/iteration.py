@@ -79,7 +79,8 @@ def account(ours: Ours) -> dict[str, float]:
         ("optimiser", torch.nn.utils, "clip_grad_norm_"),
     ]
     for learner in ours.learners.values():
-        places += [("forward", learner.model, "forward"), ("optimiser", learner.optimizer, "step")]
+        optimizer = learner.optimisation.optimizer
+        places += [("forward", learner.model, "forward"), ("optimiser", optimizer, "step")]
     with ExitStack() as stack:
         for name, owner, method in places:
             wrapped = timed(name, getattr(owner, method))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dro_rl import durable
-from dro_rl.cluster.processes import Team
+from dro_rl.cluster.team import Team
 from dro_rl.errors import UserError
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.tracking.run_directory import RunDirectory

@@ -1,10 +1,9 @@
-"""One policy's M-step: forward, backward, optimiser, schedule, state. Selector and generator
-use the same class; what differs is which completions of which prompts they learn.
+"""One policy's M-step: forward, backward, weights. Selector and generator use the same class; what
+differs is which completions of which prompts they learn.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dro_rl import learner_state
+from dro_rl import reading
 from dro_rl.objective import Evaluated, Objective
+from dro_rl.optimisation import Optimisation
 from dro_rl.passes import Question
 from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.completion import AnyCompletion, Completion
@@ -65,21 +65,13 @@ class Learner:
         self.model: Any = self._load(model, base)
         self.objective = self._objective(model)
         self.reward: Reward | None = None  # of `step_and_score`
-        self.bad_steps = 0
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         groups = [list(self.trainable.values())]
         if (head := self.objective.value_head) is not None:
             self.trainable.update(head.named_parameters(prefix="value_head"))
             groups.append(list(head.parameters()))  # apart: it is not cut among ranks
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group} for group in groups],
-            lr=learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=recipe.training.weight_decay,
-            fused=True,
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, _schedule(recipe.training, total_steps)
+        self.optimisation = Optimisation(
+            self.trainable, groups, recipe.training, learning_rate, total_steps, self.ranks
         )
 
     def _load(self, name: str, base: Any) -> Any:
@@ -133,7 +125,7 @@ class Learner:
         def learn(some: Sequence[int]) -> Totals:
             return self.backward([groups[i] for i in some], [names[i] for i in some])
 
-        return self._step(learn, names)
+        return self.optimisation.step(learn, names)
 
     def step_and_score(self, batch: Sequence[Rollout]) -> tuple[StepMetrics, list[ScoredRollout]]:
         """One optimiser step of the generator on questions that nobody has scored; see
@@ -149,58 +141,8 @@ class Learner:
             scored.extend(found)
             return totals
 
-        metrics = self._step(learn, [r.example.id for r in batch])
+        metrics = self.optimisation.step(learn, [r.example.id for r in batch])
         return metrics, scored[: len(batch)]
-
-    def _step(self, learn: Callable[[Sequence[int]], Totals], names: Sequence[str]) -> StepMetrics:
-        """Learn from all questions, in one optimiser step, unless that would spoil the weights.
-
-        Args:
-            learn: makes the gradient of some of them, by number.
-            names: of all.
-        """
-        totals, norm = self._gradient(learn, range(len(names)))
-        learning_rate = float(self.schedule.get_last_lr()[0])
-        bad: tuple[str, ...] = ()
-        if not (math.isfinite(norm) and math.isfinite(totals.loss)):
-            self.bad_steps += 1
-            bad = tuple(name for i, name in enumerate(names) if not self._is_good(learn, i))
-        elif totals.terms:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.schedule.step()  # a skipped step too: the learning rate follows the data
-        terms = max(totals.terms, 1)
-        return StepMetrics(
-            loss=totals.loss,
-            grad_norm=norm,
-            learning_rate=learning_rate,
-            logp=totals.logp / terms,
-            logp_gap=totals.gap / terms,
-            clipped=totals.clipped,
-            kl=totals.kl,
-            value_loss=totals.value_loss,
-            truncated_documents=totals.truncated_documents / terms,
-            tokens=totals.tokens,
-            bad_steps=self.bad_steps,
-            bad_questions=bad,
-        )
-
-    def _gradient(
-        self, learn: Callable[[Sequence[int]], Totals], some: Sequence[int]
-    ) -> tuple[Totals, float]:
-        """The gradient of some questions, clipped, and the norm that it had."""
-        totals = learn(some)
-        for parameter in sharding.uncut(self.trainable.values()):
-            if parameter.grad is not None:
-                self.ranks.add(parameter.grad)
-        most = self.recipe.training.max_grad_norm
-        return totals, sharding.clip(self.trainable.values(), most)
-
-    def _is_good(self, learn: Callable[[Sequence[int]], Totals], number: int) -> bool:
-        """Whether a question alone has a finite loss and gradient."""
-        self.optimizer.zero_grad()
-        totals, norm = self._gradient(learn, [number])
-        return math.isfinite(norm) and math.isfinite(totals.loss)
 
     def backward(
         self, groups: Sequence[Sequence[Target]], names: Sequence[str] | None = None
@@ -251,7 +193,7 @@ class Learner:
             evaluated = self.objective.loss(groups[number][:1])
             (0 * evaluated.parts.loss).backward()
 
-        return self.objective.passes.over(questions, work, idle, self.optimizer.zero_grad)
+        return self.objective.passes.over(questions, work, idle, self.optimisation.zero_grad)
 
     def _add(self, evaluated: Evaluated, targets: Sequence[Target], questions: int) -> Totals:
         """A pass's part of the batch's gradient, and of its sums."""
@@ -261,11 +203,11 @@ class Learner:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """log p of every selection under the current weights [nats]: one list a question."""
-        return self.objective.score(rollouts)
+        return reading.score(self.objective, rollouts)
 
     def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
         """What PPO's value head gives before every token of every selection."""
-        return self.objective.values(rollouts)
+        return reading.values(self.objective, rollouts)
 
     # --- weights and state ----------------------------------------------------------------------
 
@@ -312,8 +254,7 @@ class Learner:
     def save_state(self, folder: Path) -> None:
         """What `restore(folder)` reads, and nothing else: beside `folder`, which need not be there,
         under names that begin with the policy's and `.learner`."""
-        facts = {"schedule": self.schedule.state_dict(), "bad_steps": self.bad_steps}
-        learner_state.write(self._state(folder), self.ranks, self.trainable, self.optimizer, facts)
+        self.optimisation.save(self._state(folder))
 
     def restore(self, folder: Path) -> None:
         """Continue from what `save_state(folder)` wrote, on any number of ranks.
@@ -321,13 +262,7 @@ class Learner:
         Raises:
             UserError: the state is not there or belongs to another model.
         """
-        facts = learner_state.read(self._state(folder), self.ranks, self.trainable, self.optimizer)
-        self.schedule.load_state_dict(facts["schedule"])
-        for group, rate in zip(
-            self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
-        ):
-            group["lr"] = rate
-        self.bad_steps = facts["bad_steps"]
+        self.optimisation.restore(self._state(folder))
 
     def _state(self, folder: Path) -> Path:
         return folder.with_name(f"{self.policy}.learner")
@@ -335,17 +270,3 @@ class Learner:
 
 def _numbers(groups: Sequence[object]) -> list[str]:
     return [f"question {i + 1} of the batch" for i in range(len(groups))]
-
-
-def _schedule(training: Any, total_steps: int):
-    """Learning-rate factor of a step: linear warm-up, then constant or cosine to zero."""
-
-    def factor(step: int) -> float:
-        if step < training.warmup_steps:
-            return (step + 1) / training.warmup_steps
-        if training.schedule == "constant":
-            return 1.0
-        span = max(1, total_steps - training.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - training.warmup_steps) / span)))
-
-    return factor

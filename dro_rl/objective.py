@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dro_rl.algorithms import Group, weigh
 from dro_rl.algorithms.losses import Parts, Tokens, selector_loss
-from dro_rl.passes import Passes, Question
+from dro_rl.passes import Passes
 from dro_rl.policy import causal_lm, sharding
 from dro_rl.policy.completion import AnyCompletion, AnyLikelihood, Completion
 from dro_rl.policy.distinct import SelectionGrammar
@@ -32,8 +32,6 @@ from dro_rl.reward import Reward
 from dro_rl.reward.scoring import answer_tokens, by_documents, document_lists, score_group
 from dro_rl.sections.algorithm import PpoAlgorithm
 from dro_rl.sections.policy import PolicySection
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +193,7 @@ class Objective:
         values = None
         with self._autocast():
             if self.value_head is not None:
-                logps, values = self._with_values(completions, self.value_head)
+                logps, values = self.with_values(completions, self.value_head)
             else:
                 logps = self.likelihood.tokens(completions)
         reference = None
@@ -246,53 +244,14 @@ class Objective:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
-        """log p of every selection under the current weights [nats]: one list a question."""
-        return self._read(rollouts, lambda some: self.likelihood.of(some).tolist())
-
-    def values(self, rollouts: Sequence[Rollout]) -> list[tuple[tuple[float, ...], ...]]:
-        """What the value head gives before every token of every selection, a tuple a question."""
-        head = self.value_head
-        assert head is not None
-
-        def read(some: Sequence[AnyCompletion]) -> list[tuple[float, ...]]:
-            _, values = self._with_values(some, head)
-            rows = zip(values.tolist(), some, strict=True)
-            return [tuple(row[: len(c.token_ids)]) for row, c in rows]
-
-        return [tuple(rows) for rows in self._read(rollouts, read)]
-
-    def _read(
-        self, rollouts: Sequence[Rollout], read: Callable[[Sequence[AnyCompletion]], list[T]]
-    ) -> list[list[T]]:
-        """Of every selection of every question; equal ones of a question are read once."""
-        questions = [
-            Question(r.example.id, [self.selection(r, ids) for ids in _distinct_ids(r)])
-            for r in rollouts
-        ]
-
-        def work(numbers: list[int]) -> list[tuple[int, list[T]]]:
-            some = [c for i in numbers for c in questions[i].completions]
-            found = iter(read(some))
-            rows = []
-            for i in numbers:
-                table = {ids: next(found) for ids in _distinct_ids(rollouts[i])}
-                rows.append((i, [table[s.token_ids] for s in rollouts[i].selections]))
-            return rows
-
-        with self.reading(), self._autocast():
-            done = self.passes.over(questions, work, lambda i: read(questions[i].completions[:1]))
-        rows = dict(row for part in done for row in part)
-        return [rows[i] for i in range(len(rollouts))]
-
-    def _with_values(self, completions: Sequence[Any], head: nn.Linear) -> tuple[Tensor, Tensor]:
+    def with_values(self, completions: Sequence[Any], head: nn.Linear) -> tuple[Tensor, Tensor]:
         """See `Likelihood.tokens_and_values`: an encoder has no value head."""
         assert isinstance(self.likelihood, Likelihood)
         return self.likelihood.tokens_and_values(completions, head)
 
     def tokens(self, completion: AnyCompletion) -> list[float]:
         """log p of each token of a completion [nats]."""
-        with self.reading(), self._autocast():
+        with self.reading():
             return self.likelihood.tokens([completion])[0].tolist()
 
     @contextmanager
@@ -300,7 +259,7 @@ class Objective:
         """No gradient and no dropout."""
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 yield
         finally:
             self.model.train()
@@ -310,8 +269,3 @@ class Objective:
         """Parts of a model have their own way into bfloat16."""
         alone = self.ranks.size == 1
         return causal_lm.autocast(self._section, self.model) if alone else nullcontext()
-
-
-def _distinct_ids(rollout: Rollout) -> list[tuple[int, ...]]:
-    """The different selections of a group, as tokens, in the order of their first appearance."""
-    return list(dict.fromkeys(s.token_ids for s in rollout.selections))

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 from dro_rl.checkpoint import policies_of
-from dro_rl.data import load_examples
 from dro_rl.errors import UserError
-from dro_rl.normalise import normalise_question
+from dro_rl.finding import Finder, Unanswerable
 from dro_rl.policy.causal_lm import prompt_writer
 from dro_rl.policy.encoder_files import check_encoder
 from dro_rl.prompts import PromptWriter
-from dro_rl.questions import with_candidates
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.recipe_file import load_recipe, localise
 from dro_rl.records import Document, Example
 from dro_rl.remote import NoReply
-from dro_rl.retrieval import Retriever, open_retriever, with_ranking
 from dro_rl.rollout.encoder_worker import EncoderWorker, worker_class
 from dro_rl.rollout.worker import RolloutWorker
 from dro_rl.sections.encoder import EncoderSelector
-from dro_rl.sections.retrieval import Bm25Retrieval, CorpusSection, HttpRetrieval
 from dro_rl.tracking.run_directory import RunDirectory
 
 Say = Callable[[str], object]
-
-
-class Unanswerable(UserError):
-    """It is the question, and nothing of ours, for which there is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +58,8 @@ class Pipeline:
     def __init__(
         self, recipe: Recipe, models: Mapping[PolicyName, str], say: Say = lambda text: None
     ) -> None:
-        self.recipe, self.models, self.say = recipe, models, say
-        self._open = ExitStack()
+        self.recipe, self.models = recipe, models
+        self._finder = Finder(recipe, say)
 
     def answer(self, question: str, documents: Sequence[Document] | None = None) -> Answer:
         """Retrieve, select, answer.
@@ -80,8 +71,9 @@ class Pipeline:
                 there are fewer documents than a selection holds.
         """
         asked = _asked(question)
-        found = [self._given(asked, documents)] if documents is not None else self._found([asked])
-        return self._answers(found)[0]
+        if documents is not None:
+            return self._answers([self._finder.given(asked, documents)])[0]
+        return self._answers(self._finder.find([asked]))[0]
 
     def answer_each(self, questions: Sequence[str]) -> list[Answer | UserError]:
         """The answers to questions that came together, in their order; where one cannot be
@@ -107,20 +99,18 @@ class Pipeline:
                 check_encoder(section, model)
             else:
                 prompt_writer(section, model)
-        if self._searches:
-            _ = self._retriever
+        self._finder.open()
 
     def load(self) -> None:
         """Both policies and the index now, and not with the first question."""
         _ = self._selector
         if not self.recipe.generator.is_none:
             _ = self._generator
-        if self._searches:
-            _ = self._retriever
+        self._finder.open()
 
     def close(self) -> None:
         """Give back the index and what it started."""
-        self._open.close()
+        self._finder.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -173,36 +163,14 @@ class Pipeline:
 
     # --- documents ------------------------------------------------------------------------------
 
-    def _given(self, asked: Example, documents: Sequence[Document]) -> Example:
-        """The best N of documents that came with the question."""
-        n = self.recipe.retrieval.candidates
-        ranked = Bm25Retrieval(kind="bm25", corpus="own", candidates=n)
-        recipe = self.recipe.model_copy(update={"retrieval": ranked})
-        return with_candidates(recipe, [replace(asked, candidates=tuple(documents))], [])[0]
-
-    def _found(self, asked: Sequence[Example]) -> list[Example]:
-        """The questions with their candidates: from the recipe's retriever, or from the data where
-        each question comes with its own."""
-        retrieval = self.recipe.retrieval
-        if isinstance(retrieval, HttpRetrieval):
-            return with_candidates(self.recipe, asked, [])
-        if self._searches:
-            rankings = self._retriever.search([e.question for e in asked], retrieval.candidates)
-            k, seed = self.recipe.selector.documents, self.recipe.training.seed
-            return [
-                with_ranking(example, ranking, retrieval, seed, k)
-                for example, ranking in zip(asked, rankings, strict=True)
-            ]
-        return with_candidates(self.recipe, [self._known(e.question) for e in asked], [])
-
     def _found_each(self, asked: Sequence[Example]) -> list[Example | UserError]:
-        """The same, with an error in place of a question that cannot be answered.
+        """The questions with their candidates; an error in place of one that cannot be answered.
 
         Raises:
             NoReply: the retriever is away; it is not asked again for each question.
         """
         try:
-            found: list[Example | UserError] = [*self._found(asked)]
+            found: list[Example | UserError] = [*self._finder.find(asked)]
         except NoReply:
             raise
         except UserError as error:
@@ -237,39 +205,6 @@ class Pipeline:
             if not isinstance(section, EncoderSelector):  # which cuts what is too long
                 writers[policy] = prompt_writer(section, self.models[policy])
         return writers
-
-    def _known(self, question: str) -> Example:
-        known = self._examples_by_question.get(normalise_question(question))
-        if known is None:
-            raise Unanswerable(
-                "this run's documents come with its questions, and this question is none of them: "
-                "give documents to select from: dro-rl answer RUN QUESTION --documents FILE (JSON "
-                "lines of title and text)"
-            )
-        return known
-
-    @property
-    def _searches(self) -> bool:
-        """Whether the recipe's retriever searches a corpus here."""
-        retrieval = self.recipe.retrieval
-        own = isinstance(retrieval, Bm25Retrieval) and retrieval.corpus == "own"
-        return isinstance(retrieval, CorpusSection) and not own
-
-    @cached_property
-    def _examples(self) -> list[Example]:
-        split = load_examples(self.recipe.data, self.recipe.training.seed)
-        return [*split.train, *split.evaluation]
-
-    @cached_property
-    def _examples_by_question(self) -> dict[str, Example]:
-        return {normalise_question(e.question): e for e in self._examples}
-
-    @cached_property
-    def _retriever(self) -> Retriever:
-        retrieval = self.recipe.retrieval
-        assert isinstance(retrieval, CorpusSection)
-        examples = [] if retrieval.corpus_path else self._examples
-        return self._open.enter_context(open_retriever(retrieval, examples, self.say))
 
 
 def _asked(question: str) -> Example:

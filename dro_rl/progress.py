@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dro_rl import checkpoint, durable
-from dro_rl.cluster.processes import Team
+from dro_rl.cluster.team import Team
 from dro_rl.recipe import PolicyName
 from dro_rl.records import Example, Rollout, ScoredRollout, WeightedRollout
 from dro_rl.rollout.engine import Usage

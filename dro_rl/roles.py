@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from dro_rl.cluster.processes import Cluster, Team
 from dro_rl.cluster.rank_team import RankTeam
+from dro_rl.cluster.team import Cluster, Team
 from dro_rl.encoder_learner import learner_class
 from dro_rl.recipe import PolicyName, Recipe
 from dro_rl.reward.service import RewardService

@@ -17,8 +17,8 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from dro_rl.cluster.processes import Cluster, Done, Team
-from dro_rl.cluster.supervision import Check
+from dro_rl.cluster.team import Cluster, Team
+from dro_rl.cluster.team_work import Check, Done
 from dro_rl.hardware import Device, Memory
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
 from dro_rl.rollout.environment import engine_environment

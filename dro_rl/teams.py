@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from dro_rl.cluster.processes import Team
+from dro_rl.cluster.team import Team
 from dro_rl.errors import UserError
 from dro_rl.questions import shares
 from dro_rl.recipe import PolicyName, Recipe

@@ -132,7 +132,7 @@ class SelectorTrainer(GRPOTrainer):
             train_dataset=rows,
             processing_class=learner.writer.tokenizer,
             callbacks=[_Report(self)],
-            optimizers=(learner.optimizer, learner.schedule),
+            optimizers=(learner.optimisation.optimizer, learner.optimisation.schedule),
         )
         self.remove_callback(PrinterCallback)
 

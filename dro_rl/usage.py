@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dro_rl import hardware
-from dro_rl.cluster.processes import Team
+from dro_rl.cluster.team import Team
 from dro_rl.flops import ModelSize, encoder_size, model_size
 from dro_rl.hardware import Memory
 from dro_rl.recipe import PolicyName, Recipe

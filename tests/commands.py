@@ -8,7 +8,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -66,6 +69,39 @@ def dro_rl(*words: str | Path, timeout: float = 280, **variables: str) -> Result
         process.wait()
         raise
     return Result(process.returncode, out, err, process.pid)
+
+
+# --- the command line in this process -------------------------------------------------------------
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run `dro-rl` in this process, in a tenth of the time: its exit code, output and errors."""
+    from dro_rl.cli import main
+
+    arguments, variables = sys.argv, dict(os.environ)
+    sys.argv = ["dro-rl", *words]
+    capsys.readouterr()
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(variables)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(result: tuple[int, str, str], *told: str) -> None:
+    """`Result.refused` of `run_here`."""
+    code, out, err = result
+    assert code == 2, (code, out, err)
+    assert err.count("error:") == 1 and "Traceback" not in out + err, err
+    assert err.startswith("error: ") or "\nerror: " in err, err
+    for part in told:
+        assert part in err, (part, err)
 
 
 # --- reading a run directory ----------------------------------------------------------------------

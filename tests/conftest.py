@@ -1,10 +1,27 @@
-"""Marks each test by its folder, so that `pytest -m unit` and `pytest tests/unit` agree."""
+"""Marks each test by its folder, so that `pytest -m unit` and `pytest tests/unit` agree; and spares
+Python searches for garbage."""
 
+import atexit
+import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 KINDS = ("unit", "integration", "e2e")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports leave a million objects that stay, and hardly any garbage: of collecting the unit
+    tests, searching them again and again took a quarter of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # nor are they searched while tests run
+        atexit.register(gc.unfreeze)  # extensions complain of what outlives Python
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

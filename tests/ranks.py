@@ -101,7 +101,7 @@ def live(learner: Learner, batch: list[WeightedRollout], folder: Path | None) ->
         told["values"] = learner.values(rollouts)
     learner.backward([learner.objective.targets(w) for w in batch])
     told["gradient"] = gradient(learner)
-    learner.optimizer.zero_grad()
+    learner.optimisation.zero_grad()
     if learner.policy == "generator":
         told["first"], told["scored"] = learner.step_and_score(rollouts)
     else:

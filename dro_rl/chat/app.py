@@ -109,7 +109,7 @@ def make_app(
 
 
 async def _answered(ask: Ask, question: str) -> Answer:
-    from dro_rl.pipeline import Unanswerable  # loaded by now, if it answers
+    from dro_rl.finding import Unanswerable  # loaded by now, if it answers
 
     answer = await ask(question)
     if isinstance(answer, Unanswerable):

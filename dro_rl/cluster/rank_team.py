@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dro_rl.cluster.processes import Team
 from dro_rl.cluster.ray_results import WorkerLost
+from dro_rl.cluster.team import Team
 from dro_rl.cluster.team_work import Check, Done
 from dro_rl.errors import UserError
 from dro_rl.hardware import Device, Memory

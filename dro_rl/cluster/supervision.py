@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dro_rl.cluster.heartbeat import Heart, beat, keep_stack
+from dro_rl.cluster.heartbeat import Heart, beat
+from dro_rl.cluster.patience import check_starts, end_what_hangs
 from dro_rl.cluster.ray_results import Lost, WorkerLost, result_of
 from dro_rl.cluster.team_work import Call, Check, Done, Member, Say, Work
 from dro_rl.errors import UserError
@@ -32,7 +33,7 @@ _MAKING = 2
 
 
 class RayTeam:
-    """n workers of one role, each in an actor of its own; see `dro_rl.cluster.processes.Team`.
+    """n workers of one role, each in an actor of its own; see `dro_rl.cluster.team.Team`.
 
     Args:
         role: as messages name it.
@@ -280,45 +281,10 @@ class RayTeam:
     def _serving(self) -> list[Member]:
         return [m for m in self.members if not m.starting]
 
-    def _stack_of(self, member: Member) -> str:
-        """Where it is."""
-        return keep_stack(self._stacks, member.name, member.heart.stack())
-
     def _look_after(self, busy: Mapping[Member, str]) -> None:
-        """Kill those that hang, so that their calls end; starts have only to end in time.
-
-        Raises:
-            UserError: a call takes too long. One that works on would take as long again.
-        """
-        import ray
-
-        for member, method in busy.items():
-            if member.killed_for:
-                continue
-            if why := member.heart.fails():
-                member.killed_for = f"{why}; {self._stack_of(member)}"
-                ray.kill(member.actor)
-            elif member.heart.running > self.section.call_timeout:
-                raise UserError(
-                    f"{member.name}: {method} has run for {member.heart.running:.0f} s, more than "
-                    f"cluster.call_timeout ({self.section.call_timeout:g}) allows: raise it, if "
-                    f"the call is to take so long; {self._stack_of(member)}"
-                )
-        limit, now = self.section.start_timeout, time.monotonic()
-        late = [m for m in self.members if m.starting and now - m.began > limit and not _made(m)]
-        if late and (self._opening or not self._serving()):
-            raise UserError(
-                f"{late[0].name}: start did not answer within {limit:.0f} s: see the workers' logs "
-                "(`ray logs`) and that the cluster has room for it (`ray status`), or raise "
-                "cluster.start_timeout"
-            )
-
-
-def _made(member: Member) -> bool:
-    """Whether it has gone through its start, though nobody has waited for it yet."""
-    import ray
-
-    return bool(ray.wait([member.starting[-1][0]], timeout=0)[0])
+        end_what_hangs(busy, self.section, self._stacks)
+        if self._opening or not self._serving():
+            check_starts(self.members, self.section)
 
 
 def _part(method: str) -> str:

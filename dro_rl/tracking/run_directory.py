@@ -18,7 +18,7 @@ from dro_rl.errors import UserError
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, ScoredRollout, WeightedRollout
 from dro_rl.sections.training import best_of
-from dro_rl.tracking import stored
+from dro_rl.tracking import drawn, stored
 from dro_rl.tracking.versions import environment
 
 
@@ -222,33 +222,14 @@ class RunDirectory:
 
         The questions, with the candidates that they were shown, stand beside it, a row each.
         """
-        rows = [
-            {
-                "iteration": iteration,
-                "version": s.rollout.version,
-                "example": s.rollout.example.id,
-                "question": s.rollout.example.question,
-                "sample": i,
-                "selection": z.text,
-                "documents": list(z.documents),
-                "malformed": z.malformed,
-                "logq": z.logp,
-                "log_reward": s.log_rewards[i],
-                "selector_weight": w.selector[i],
-                "generator_weight": w.generator[i],
-            }
-            for s, w in zip(scored, weighted, strict=True)
-            for i, z in enumerate(s.rollout.selections)
-        ]
-        name = f"iteration-{iteration:04d}"
-        shown = [_question(s.rollout.example) for s in scored]
-        _write_parquet(self.path / "rollouts" / f"{name}-questions.parquet", shown)
-        _write_parquet(self.path / "rollouts" / f"{name}.parquet", rows)
+        path = self.path / "rollouts" / f"iteration-{iteration:04d}"
+        shown = [s.rollout.example for s in scored]
+        drawn.write_questions(f"{path}-questions.parquet", shown)
+        drawn.write_selections(f"{path}.parquet", iteration, scored, weighted)
 
     def write_held_out(self, examples: Sequence[Example]) -> None:
         """The questions of all evaluations, with their candidates: evaluation/questions.parquet."""
-        rows = [_question(example) for example in examples]
-        _write_parquet(self.path / "evaluation" / "questions.parquet", rows)
+        drawn.write_questions(self.path / "evaluation" / "questions.parquet", examples)
 
     @property
     def knows_candidates(self) -> bool:
@@ -263,48 +244,12 @@ class RunDirectory:
     def rollouts(self, iteration: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """An iteration's questions with their candidates, and the selections of each."""
         path = self.path / "rollouts" / f"iteration-{iteration:04d}"
-        questions = stored.read_parquet(f"{path}-questions.parquet", stored.Question)
-        group: list[dict[str, Any]] = []
-        for row in stored.read_parquet(f"{path}.parquet", stored.Drawn):
-            if row["sample"] == 0 and group:
-                yield _of_group(questions, f"{path}-questions.parquet"), group
-                group = []
-            group.append(row)
-        if group:
-            yield _of_group(questions, f"{path}-questions.parquet"), group
+        yield from drawn.groups(f"{path}-questions.parquet", f"{path}.parquet")
 
     def selector_weights(self, iteration: int) -> list[float]:
         """The selector's coefficients of an iteration's selections."""
         path = self.path / "rollouts" / f"iteration-{iteration:04d}.parquet"
         return [row["selector_weight"] for row in stored.read_parquet(path, stored.Weight)]
-
-
-def _of_group(questions: Iterator[dict[str, Any]], path: str) -> dict[str, Any]:
-    question = next(questions, None)
-    if question is None:
-        raise stored.damaged(path, "it has fewer questions than were sampled for")
-    return question
-
-
-def _question(example: Example) -> dict[str, Any]:
-    return {
-        "example": example.id,
-        "question": example.question,
-        "answers": list(example.answers),
-        "candidates": [
-            {"title": d.title, "text": d.text, "is_gold": d.is_gold} for d in example.candidates
-        ],
-        "scores": list(example.scores),
-    }
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist(rows)
-    # With checksums a reader is told of a damaged page, and not shown what it has become.
-    durable.write_file(path, lambda to: pq.write_table(table, to, write_page_checksum=True))
 
 
 def _warm_start(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Two policies on one base: one vLLM engine that serves both adapters, and both kinds of process on
-Ray. tests/unit/test_shared_base.py has what learning makes of them."""
+Ray. test_two_on_one_base.py has what learning makes of them."""
 
 import multiprocessing as mp
 from concurrent.futures import ProcessPoolExecutor

@@ -55,7 +55,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_question_named(
     assert told.bad_steps == 1 and told.bad_questions == ("q1",)
     assert math.isfinite(told.loss) == gradient_alone and not math.isfinite(told.grad_norm)
     assert all(torch.equal(p, before[n]) for n, p in learner.trainable.items())
-    other.schedule.step()
+    other.optimisation.schedule.step()
     assert learner.step(batch) == replace(other.step(batch), bad_steps=1)
 
 

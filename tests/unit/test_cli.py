@@ -3,186 +3,26 @@
 They run in this process, through the same entry point: a process for each would take a minute.
 """
 
-import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 
-from dro_rl.cli import main
-from dro_rl.recipe_file import load_recipe
-from dro_rl.tracking.run_directory import RunDirectory
-from tests.models import make_llama
+from tests.commands import refused, run_here
+from tests.small_experiment import QUESTIONS, Place, make_place, question
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@dataclass
-class Place:
-    """A folder with a valid tiny experiment in it; tests break one thing each."""
-
-    folder: Path
-
-    @property
-    def recipe(self) -> str:
-        return str(self.folder / "recipe.yaml")
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "questions.jsonl"
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "runs" / "one"
-
-    def files(self) -> set[str]:
-        return {str(p.relative_to(self.folder)) for p in self.folder.rglob("*")}
-
-    def start_run(self) -> None:
-        """A run that was interrupted before its first checkpoint."""
-        RunDirectory.create(load_recipe(self.recipe))
-
-    def write_questions(self, rows: list[dict | str]) -> None:
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        self.data.write_text("\n".join(lines) + "\n")
-
-
-def question(number: int, **changes) -> dict:
-    documents = [
-        {"title": f"Lake {i}", "text": f"Keeper {number + i}.", "is_gold": i == 0} for i in range(4)
-    ]
-    row = {
-        "id": f"q{number}",
-        "question": f"Who keeps lake {number}?",
-        "answers": [f"Keeper {number}"],
-        "documents": documents,
-    }
-    return row | changes
-
-
-QUESTIONS = [question(i) for i in range(6)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    make_llama(folder, hidden=32, layers=1, context=256)
-    return folder
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Place:
+    return make_place(tmp_path / "work", monkeypatch)
 
 
 @pytest.fixture
-def place(tmp_path, model, monkeypatch) -> Place:
-    monkeypatch.delenv("DRO_RL_OVERRIDES", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    place = Place(tmp_path / "work")
-    place.folder.mkdir()
-    shutil.copytree(model, place.folder / "model")
-    place.write_questions(list(QUESTIONS))
-    policy = {
-        "model": str(place.folder / "model"),
-        "dtype": "float32",
-        "max_length": 256,
-        "max_new_tokens": 16,
-        "learning_rate": 1e-3,
-    }
-    settings = {
-        "data": {"kind": "jsonl", "path": str(place.data), "evaluation_questions": 2},
-        "retrieval": {"kind": "given", "candidates": 4},
-        "selector": {**policy, "documents": 2},
-        "generator": policy,
-        "rollout": {"engine": "transformers"},
-        "algorithm": {"samples": 2},
-        "training": {"iterations": 1, "batch_size": 4},
-        "evaluation": {"samples": 2},
-        "tracking": {"run_dir": str(place.run)},
-        "cluster": {"mode": "local"},
-    }
-    Path(place.recipe).write_text(yaml.safe_dump(settings))
-    return place
-
-
-@pytest.fixture
-def command(capsys) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in this process: its exit code, output and errors."""
-    arguments, variables = sys.argv, dict(os.environ)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        sys.argv = ["dro-rl", *words]
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield command
-    sys.argv = arguments
-    os.environ.clear()
-    os.environ.update(variables)
-
-
-def alone(*words: str) -> tuple[int, str, str]:
-    """Runs a command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from dro_rl.cli import main; main()", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(result: tuple[int, str, str], *told: str) -> None:
-    code, out, err = result
-    assert code == 2, (code, out, err)
-    assert err.count("error:") == 1 and "Traceback" not in out + err, err
-    assert err.startswith("error: ") or "\nerror: " in err, err
-    for part in told:
-        assert part in err, (part, err)
-
-
-# --- the experiment as it is --------------------------------------------------------------------
-
-
-def test_the_tiny_experiment_trains_when_nothing_is_broken(place, command):
-    code, out, err = command("train", place.recipe)
-    assert code == 0, err
-    assert "warm start" in out and f"run directory: {place.run}" in out
-    assert (place.run / "checkpoints" / "iteration-0001" / "selector" / "config.json").is_file()
-
-
-def test_a_first_run_is_resumed_only_when_asked(place, command):
-    assert command("train", place.recipe)[0] == 0
-    before = place.files()
-    refused(command("train", place.recipe), "holds a run already", f"--resume {place.run}")
-    assert place.files() == before
-    code, out, err = command("train", place.recipe, "tracking.resume=auto")
-    assert code == 0 and f"{place.run}: has done its iterations" in out, err
-    again = ("tracking.resume=auto", "training.iterations=2")
-    refused(
-        command("train", place.recipe, *again, "selector.learning_rate=0.5"),
-        f"{place.run}: going on with other settings",
-        "selector.learning_rate: 0.001 -> 0.5",
-    )
-    code, out, err = command("train", place.recipe, *again)
-    assert code == 0 and f"resumed {place.run} after iteration 1" in out, err
-    assert (place.run / "checkpoints" / "iteration-0002").is_dir()
-    last = place.run / "checkpoints" / "iteration-0002" / "selector" / "model.safetensors"
-    last.write_bytes(last.read_bytes()[:-1])
-    code, out, err = command("train", place.recipe, *again)
-    assert code == 0 and "going back to iteration 1" in out, err  # a damaged end is none
+def command(capsys):
+    return partial(run_here, capsys)
 
 
 # --- recipes ------------------------------------------------------------------------------------
@@ -195,8 +35,8 @@ def test_a_missing_recipe(place, command, name):
     assert place.files() == before
 
 
-def test_no_recipe_at_all():
-    refused(alone("train"), "which recipe?", "--resume RUN")
+def test_no_recipe_at_all(command):
+    refused(command("train"), "which recipe?", "--resume RUN")
 
 
 @pytest.mark.parametrize(
@@ -421,25 +261,6 @@ def test_a_reward_that_is_not_there(place, command, reward, told):
     before = place.files()
     refused(command("train", place.recipe, f"reward={reward}"), told)
     assert place.files() == before
-
-
-def test_a_reward_that_returns_nonsense_names_the_example(place, command):
-    path = place.folder / "mine.py"
-    path.write_text(
-        "from dro_rl.reward import Reward\nclass Mine(Reward):\n"
-        "    def score(self, outcomes): return [float('nan')] * len(outcomes)\n"
-    )
-    refused(command("train", place.recipe, f"reward={path}"), "reward Mine, example q")
-
-
-def test_a_reward_that_raises_keeps_its_traceback(place, command):
-    path = place.folder / "mine.py"
-    path.write_text(
-        "from dro_rl.reward import Reward\nclass Mine(Reward):\n"
-        "    def score(self, outcomes): raise LookupError('of the user')\n"
-    )
-    with pytest.raises(LookupError, match="of the user"):
-        command("train", place.recipe, f"reward={path}")
 
 
 def test_an_answer_longer_than_the_generator_may_write(place, command):

@@ -73,13 +73,13 @@ def test_m_step_gradient_is_that_of_the_marginal_likelihood(learners, everything
     (logp_s + logp_g).logsumexp(0).backward(retain_graph=True)
     for learner in learners.values():
         exact = {n: -p.grad.clone() for n, p in learner.trainable.items()}
-        learner.optimizer.zero_grad()
+        learner.optimisation.zero_grad()
         learner.backward([learner.objective.targets(weighted)])
         error = sum((p.grad - exact[n]).square().sum() for n, p in learner.trainable.items())
         scale = sum(g.square().sum() for g in exact.values())
         assert scale > 1e-6
         assert math.sqrt(error / scale) < 1e-4
-        learner.optimizer.zero_grad()
+        learner.optimisation.zero_grad()
 
 
 def test_posterior_at_4096_samples(recipe, everything, enumerated):

@@ -203,7 +203,7 @@ def test_the_gradient_is_that_of_the_marginal_likelihood_of_the_best_documents(f
     (logp_s[best].log_softmax(0) + logp_g).logsumexp(0).backward()
     for learner in (selector, generator):
         exact = {n: -p.grad.clone() for n, p in learner.trainable.items()}
-        learner.optimizer.zero_grad()
+        learner.optimisation.zero_grad()
         learner.backward(
             [learner.objective.targets(WeightedRollout(rollout, c.selector, c.generator))]
         )

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def gradient(learner: Learner, batch) -> dict[str, torch.Tensor]:
-    learner.optimizer.zero_grad()
+    learner.optimisation.zero_grad()
     learner.backward([learner.objective.targets(w) for w in batch])
     return {n: p.grad.clone() for n, p in learner.trainable.items()}
 

@@ -122,7 +122,7 @@ def test_loss_and_gradient_are_those_of_the_papers_formulas(folder, name):
         total = torch.stack([plain_loss(learner, initial, w) for w in batch]).mean()
         total.backward()
         wanted = {n: p.grad.clone() for n, p in learner.trainable.items() if p.grad is not None}
-        learner.optimizer.zero_grad()
+        learner.optimisation.zero_grad()
         totals = learner.backward([learner.objective.targets(w) for w in batch])
         assert totals.loss == pytest.approx(total.item(), rel=1e-4, abs=1e-6)
         assert 0 < totals.clipped < 1 or learner.recipe.algorithm.clips == "no"

@@ -1,4 +1,4 @@
-"""What docs/security.md promises of files and reports, each by what would break it."""
+"""What docs/security.md promises of files, each by what would break it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pickle
 import re
 import time
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from dro_rl import remote
 from dro_rl.errors import UserError
 from dro_rl.policy.causal_lm import check_context, load_model, load_tokenizer
 from dro_rl.recipe_file import load_recipe, localise
@@ -22,7 +22,7 @@ from dro_rl.retrieval.passages import open_dataset
 from dro_rl.reward import load_reward
 from dro_rl.sections.policy import PolicySection
 from dro_rl.tracking.report import write_report
-from tests.fuzz_targets import HOSTILE_YAML
+from tests.hostile_yaml import HOSTILE_YAML
 from tests.made_runs import make_run, question
 from tests.models import make_llama
 from tests.servers import serving
@@ -240,7 +240,8 @@ def test_a_rewards_code_runs_when_it_is_loaded_by_name_and_not_before(tmp_path):
     assert ran.exists()  # made once: with the other file's there would have been an error
 
 
-def test_a_rewards_code_is_never_fetched(tmp_path):
+def test_a_rewards_code_is_never_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda s: None)  # before it is asked again
     code = REWARD.format(ran=str(tmp_path / "ran")).encode()
     with serving(lambda body, headers: (200, code)) as address, pytest.raises(UserError):
         load_reward(f"{address}/mine.py")
@@ -268,38 +269,3 @@ def test_aliases_that_stand_for_little_are_fine(tmp_path):
     with pytest.raises(UserError, match="generator.documents"):  # it got that far
         (tmp_path / "two.yaml").write_text(f"extends: recipe.yaml\n{twice}")
         load_recipe(str(tmp_path / "two.yaml"))
-
-
-# --- reports --------------------------------------------------------------------------------------
-
-HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> ]]> &lt; {{data}}"
-
-
-class _Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, int]] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, len(attrs)))
-
-
-def _tags(page: str) -> list[tuple[str, int]]:
-    parser = _Tags()
-    parser.feed(page)
-    return parser.found
-
-
-def test_no_text_from_data_becomes_part_of_a_report(tmp_path):
-    pages = []
-    for name, text in (("plain", "Where was it?"), ("hostile", HOSTILE)):
-        run = make_run(tmp_path / name, [question(1, text)])
-        evaluation = run.path / "evaluation" / "iteration-0000.jsonl"
-        rows = [json.loads(line) | {"answer": text} for line in evaluation.open()]
-        evaluation.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        recipe = run.path / "recipe.yaml"
-        recipe.write_text(recipe.read_text().replace("model: m", f"model: {json.dumps(text)}"))
-        write_report([run], tmp_path / "report.html")
-        pages.append((tmp_path / "report.html").read_text())
-    assert _tags(pages[0]) == _tags(pages[1])
-    assert "alert(1)" in pages[1]  # it is there, as text

@@ -10,7 +10,7 @@ from dro_rl.comparison.spec import load_comparison
 from dro_rl.errors import UserError
 from dro_rl.recipe_file import load_recipe
 from dro_rl.shipped import copy_recipe, shipped_recipes
-from tests.commands import ROOT, dro_rl
+from tests.commands import ROOT, refused, run_here
 
 pytestmark = pytest.mark.unit
 
@@ -47,7 +47,8 @@ def test_nothing_is_overwritten(tmp_path):
     assert (tmp_path / "demo.yaml").read_text() == "mine"
 
 
-def test_the_list_names_every_recipe():
-    told = dro_rl("recipes").succeeded().out
-    assert [name for name in RECIPES if f"{name}  (dro-rl " not in told] == []
-    dro_rl("recipes", "copy", "nothing").refused("nothing: no recipe of the project", "demo.yaml")
+def test_the_list_names_every_recipe(capsys):
+    code, told, _ = run_here(capsys, "recipes")
+    assert code == 0 and [name for name in RECIPES if f"{name}  (dro-rl " not in told] == []
+    copied = run_here(capsys, "recipes", "copy", "nothing")
+    refused(copied, "nothing: no recipe of the project", "demo.yaml")

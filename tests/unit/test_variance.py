@@ -41,11 +41,11 @@ def test_the_gram_matrix_is_that_of_the_selections_scores(world):
     completions = [world.learner.objective.selection(world.rollout, ids) for ids in chosen]
     rows = []
     for i in range(3):
-        world.learner.optimizer.zero_grad()
+        world.learner.optimisation.zero_grad()
         world.learner.objective.likelihood.of(completions)[i].backward()
         grads = [p.grad.flatten() for p in world.learner.model.parameters()]
         rows.append(np.concatenate([g.double().numpy() for g in grads]))
-    world.learner.optimizer.zero_grad()
+    world.learner.optimisation.zero_grad()
     assert gram == pytest.approx(np.array(rows) @ np.array(rows).T, rel=1e-3)
 
 
