@@ -29,7 +29,6 @@ from dro_rl.questions import iteration_size, questions_of, seed_of
 from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
 from dro_rl.sections.algorithm import TrlGrpoAlgorithm
-from dro_rl.start import steps_per_iteration
 from dro_rl.step_metrics import rollout_metrics, tell_unrewarded
 from dro_rl.timeline import sampled_tokens
 from dro_rl.tracking.console import Advance
@@ -58,9 +57,10 @@ class TrlRun(Trainer):
 
         self.size = iteration_size(self.recipe, len(self.questions.train))
         left = self.recipe.training.iterations - done
-        steps = steps_per_iteration(self.recipe, len(self.questions.train))
         rows = [f"{done + 1 + i // self.size}/{i % self.size}" for i in range(left * self.size)]
-        return SelectorTrainer(self, learner, steps, Dataset.from_dict({"prompt": rows}), scratch)
+        return SelectorTrainer(
+            self, learner, self.steps, Dataset.from_dict({"prompt": rows}), scratch
+        )
 
     def drive(self, trainer: SelectorTrainer) -> None:
         """All iterations that are left, or until they stop helping."""
@@ -80,14 +80,14 @@ class TrlRun(Trainer):
         iteration, index = map(int, prompt.split("/"))
         return self._examples(iteration)[index]
 
-    def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Log-rewards by the reward service."""
         self.at.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
-        return self._score(iteration, rollouts)
+        return self._score(rollouts)
 
-    def stage(self, iteration: int, name: str, total: int) -> Any:
+    def stage(self, name: str, total: int) -> Any:
         """A timed stage on the console."""
-        return self._stage(iteration, name, total)
+        return self._stage(name, total)
 
     def record(
         self, iteration: int, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
@@ -102,7 +102,7 @@ class TrlRun(Trainer):
         """Give the engines the weights, evaluate if it is due, write. Returns whether to go on."""
         with self.at.timeline.stage("synchronise"):
             gaps = self.teams.synchronise(iteration, self.questions.evaluation[0])
-        self._finish(iteration, self._evaluate(iteration), gaps)
+        self._finish(self._evaluate(iteration), gaps)
         return not self._no_longer_helps()
 
 
@@ -156,7 +156,7 @@ class SelectorTrainer(GRPOTrainer):
         timeline.add("logps", seconds=time.monotonic() - start - staged)
         self.learning = ExitStack()
         epochs = self.ours.recipe.training.epochs
-        stage = self.ours.stage(self.iteration, "learn", self.ours.size * epochs)
+        stage = self.ours.stage("learn", self.ours.size * epochs)
         self.advance = self.learning.enter_context(stage)
         return output
 
@@ -167,7 +167,7 @@ class SelectorTrainer(GRPOTrainer):
         m = self.samples
         size = max(1, self.ours.recipe.rollout.max_sequences // m) * m
         drawn = []
-        with self.ours.stage(self.iteration, "rollout", len(prompt_ids) // m) as advance:
+        with self.ours.stage("rollout", len(prompt_ids) // m) as advance:
             for start in range(0, len(prompt_ids), size):
                 part = prompt_ids[start : start + size]
                 ids, _ = super()._generate_single_turn(part, images, {}, *args, **kwargs)
@@ -193,7 +193,7 @@ class SelectorTrainer(GRPOTrainer):
                     prompt.truncated_documents,
                 )
             )
-        self.scored = self.ours.score(self.iteration, rollouts)
+        self.scored = self.ours.score(rollouts)
         assert isinstance(algorithm, TrlGrpoAlgorithm)
         groups = [Group(s.rollout.example.id, s.log_rewards) for s in self.scored]
         return [r for g in groups for r in g.rewards(algorithm.maximise)]
