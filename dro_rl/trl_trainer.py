@@ -26,7 +26,6 @@ from dro_rl.learner import Learner
 from dro_rl.progress import Progress
 from dro_rl.prompts import read_selection
 from dro_rl.questions import iteration_size, questions_of, seed_of
-from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
 from dro_rl.sections.algorithm import TrlGrpoAlgorithm
 from dro_rl.step_metrics import rollout_metrics, tell_unrewarded
@@ -37,7 +36,9 @@ from dro_rl.trainer import Trainer
 with warnings.catch_warnings():  # TRL imports vLLM, which this does not use
     warnings.simplefilter("ignore")
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
+
+    from dro_rl.trl_settings import grpo_config
 
 _KINDS = ("ids", "mask")
 _NAMES = {
@@ -128,7 +129,7 @@ class SelectorTrainer(GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=[self._rewards],
-            args=_config(recipe, len(rows) // run.size * steps, run.size, scratch),
+            args=grpo_config(recipe, len(rows) // run.size * steps, run.size, scratch),
             train_dataset=rows,
             processing_class=learner.writer.tokenizer,
             callbacks=[_Report(self)],
@@ -265,46 +266,3 @@ class _Report(TrainerCallback):
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _config(recipe: Recipe, steps: int, size: int, scratch: str) -> GRPOConfig:
-    """TRL's settings for `steps` optimiser steps of iterations of `size` questions."""
-    algorithm, training = recipe.algorithm, recipe.training
-    section = recipe.causal_lm("selector")
-    assert isinstance(algorithm, TrlGrpoAlgorithm)
-    batch = training.batch_size
-    fit = max(1, training.tokens_per_microbatch // (algorithm.samples * section.max_length))
-    micro = max(d for d in range(1, min(fit, batch) + 1) if batch % d == 0)
-    args = GRPOConfig(
-        output_dir=scratch,
-        seed=training.seed,
-        max_steps=steps,
-        per_device_train_batch_size=micro * algorithm.samples,
-        gradient_accumulation_steps=batch // micro,
-        steps_per_generation=size // micro,
-        num_generations=algorithm.samples,
-        num_iterations=training.epochs,
-        max_completion_length=section.max_new_tokens,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        loss_type="grpo" if algorithm.scale == "std" else "dr_grpo",
-        scale_rewards="group" if algorithm.scale == "std" else "none",
-        epsilon=algorithm.clip,
-        beta=algorithm.kl,
-        use_bias_correction_kl=False,
-        max_grad_norm=training.max_grad_norm,
-        shuffle_dataset=False,
-        bf16=section.dtype == "bfloat16",
-        gradient_checkpointing=section.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # TRL refuses to see several: the engines have the others
-    return args
