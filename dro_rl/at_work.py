@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from dro_rl.ending import at_any_end
 from dro_rl.errors import UserError
 
 Trainer = TypeVar("Trainer", bound=Callable[..., Any])
@@ -102,13 +103,15 @@ def at_work(
         ) from error
     ended = threading.Event()
     threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
-    try:
-        yield
-    finally:
+
+    def leave() -> None:
         ended.set()
         with suppress(OSError):  # a disk that takes no more has been told of
             _clear(path, _own())
         _remove(made)
+
+    with at_any_end(leave):
+        yield
 
 
 def _taken(path: Path) -> bool:

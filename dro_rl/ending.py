@@ -14,6 +14,7 @@ from dro_rl.durable import CannotWrite
 from dro_rl.errors import UserError
 
 _GRACE = 1.0  # seconds to end in an orderly way; `ray job stop` sends SIGKILL after 3
+_left: list[Callable[[], object]] = []  # what is still done when that time is up
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
         told.append(number)
         line = f"\nstopped by {signal.Signals(number).name}. {where()}\n"
         os.write(2, line.encode(errors="replace"))  # print may be what was interrupted
-        watchdog = threading.Timer(_GRACE, os._exit, (128 + number,))
+        watchdog = threading.Timer(_GRACE, _cut_short, (128 + number,))
         watchdog.daemon = True
         watchdog.start()
         raise KeyboardInterrupt  # what Ray's waits pass on
@@ -56,3 +57,23 @@ def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
         if not told:  # a second signal must not cut the ending short
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def at_any_end(do: Callable[[], object]) -> Iterator[None]:
+    """`do` is called when the block ends, and also by a signal after which it does not end in
+    time: then by another thread."""
+    _left.append(do)
+    try:
+        yield
+    finally:
+        do()
+        _left.remove(do)
+
+
+def _cut_short(code: int) -> None:
+    try:
+        for do in list(_left):
+            do()
+    finally:
+        os._exit(code)

@@ -10,6 +10,8 @@ import io
 import json
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,6 +139,51 @@ SMALL = (
     *("data.train_questions=16", "data.evaluation_questions=4", "algorithm.samples=2"),
     *("training.questions_per_iteration=8", "training.batch_size=4", "evaluation.samples=2"),
 )
+
+
+class Obedient:
+    """Does what it is told; Ray imports it in processes of its own."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def ready(self) -> dict[str, int]:
+        return {"pid": os.getpid()}
+
+    def load_weights(self, version: int) -> None:
+        self.version = version
+
+    def now(self) -> tuple[int, int]:
+        return self.version, os.getpid()
+
+    def square(self, value: int, fatal: Path | None = None) -> int:
+        """Dies of a file, and takes it along; of /dev/null, which stays, every time."""
+        if fatal is not None and fatal.exists():
+            if fatal.is_file():
+                fatal.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return value * value
+
+    def dawdle(self, how: str, seconds: float, flag: Path) -> str:
+        """Goes on for a while; the first call for ever, where it stands still."""
+        first = not flag.exists()
+        flag.touch()
+        end = time.monotonic() + seconds
+        if how == "stands still" and first:
+            threading.Event().wait()
+        if how == "is stopped" and first:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while how == "computes" and time.monotonic() < end:
+            pass
+        while how == "moves on" and time.monotonic() < end:
+            time.sleep(0.02)
+        return how
+
+    def refuse(self, flag: Path) -> None:
+        with flag.open("a") as file:
+            file.write("called\n")
+        raise LookupError("the reward's own words")
 
 
 def run_of(run: Path, *overrides: str) -> tuple[Path, str]:

@@ -6,12 +6,14 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import pytest
 
-from tests.commands import files, iterations, start
+from tests.commands import ROOT, environment, files, iterations, start
 from tests.local_runs import resume, train, words
 from tests.outcomes import assert_equal
 
@@ -63,3 +65,50 @@ def test_a_finished_run_has_nothing_to_resume(straight, tmp_path):
     before = files(run)
     resume(run).refused("has done its 3 iterations", "training.iterations=")
     assert files(run) == before
+
+
+# What a large model takes. The name is put in its place before anything else imports it.
+LOADING = """
+import time
+from dro_rl.policy import causal_lm
+
+def load_model(*args, **settings):
+    print("loading", flush=True)
+    time.sleep(120)
+
+causal_lm.load_model = load_model
+from dro_rl.cli import main
+main()
+"""
+
+
+def test_a_signal_while_engines_are_loading_ends_in_one_line_and_changes_nothing(
+    straight, tmp_path
+):
+    """One run is new, the other goes on."""
+    old, new = Path(shutil.copytree(straight, tmp_path / "old")), tmp_path / "new"
+    before = files(tmp_path)
+    going_on = ("train", "--resume", str(old), "training.iterations=4")
+    cases = (
+        (words(new), SIGTERM, "Nothing has been written"),
+        (going_on, SIGINT, f"Iteration 3 is safe; go on with: dro-rl train --resume {old}"),
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOADING, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for arguments, _, _ in cases
+    ]
+    for process, (_, number, told) in zip(processes, cases, strict=True):
+        assert process.stdout is not None
+        assert any(line == "loading\n" for line in process.stdout)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert err == f"\nstopped by {number.name}. {told}\n"
+    assert files(tmp_path) == before and not new.exists()

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
-import uuid
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,41 +30,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 POLICIES = ("selector", "generator")
 WARM = {p: ROOT / "dro_rl" / "builtin" / f"facts-{p}" for p in POLICIES}
-SMALL = (
-    "training.iterations=2",
-    "training.questions_per_iteration=64",
-    "training.batch_size=32",
-    "data.evaluation_questions=40",
-)
 EVALUATION_KEYS = (
     "iteration questions em f1 recall@1 recall@3 recall@5 gold_recall bound bound_se "
     "effective_sample_size malformed selector_entropy seconds"
 ).split()
 STAGES = "rollout learn synchronise evaluate checkpoint other".split()
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The run, what the command said, and the mark that its processes carried."""
-    run = tmp_path_factory.mktemp("demo") / "run"
-    mark = uuid.uuid4().hex
-    command = ("train", "recipes/demo.yaml", *SMALL, f"tracking.run_dir={run}")
-    return run, dro_rl(*command, timeout=560, DRO_RL_TEST_MARK=mark), mark, command
-
-
-@pytest.fixture
-def result(trained):
-    return trained[1].succeeded()
-
-
-@pytest.fixture
-def run(trained, result) -> Path:
-    return trained[0]
-
-
-@pytest.fixture
-def copy(run, tmp_path) -> Path:
-    return Path(shutil.copytree(run, tmp_path / "copy"))
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -1,10 +1,7 @@
 """Processes that die or hang, on a Ray cluster of three nodes of its own: work is done all the
 same, and the results are those of an undisturbed run, bit for bit."""
 
-import os
 import re
-import signal
-import threading
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from tests.faults import (
     Fault,
     MortalHost,
     MortalTeam,
+    Obedient,
     differences,
     run_of,
     start_cluster,
@@ -112,57 +110,12 @@ def test_any_process_may_die_at_any_stage(undisturbed, on_ray, tmp_path):
 # --- a node ---------------------------------------------------------------------------------------
 
 
-class Worker:
-    """Does what it is told; Ray imports it in processes of its own."""
-
-    def __init__(self) -> None:
-        self.version = 0
-
-    def ready(self) -> dict[str, int]:
-        return {"pid": os.getpid()}
-
-    def load_weights(self, version: int) -> None:
-        self.version = version
-
-    def now(self) -> tuple[int, int]:
-        return self.version, os.getpid()
-
-    def square(self, value: int, fatal: Path | None = None) -> int:
-        """Dies of a file, and takes it along; of /dev/null, which stays, every time."""
-        if fatal is not None and fatal.exists():
-            if fatal.is_file():
-                fatal.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05)
-        return value * value
-
-    def dawdle(self, how: str, seconds: float, flag: Path) -> str:
-        """Goes on for a while; the first call for ever, where it stands still."""
-        first = not flag.exists()
-        flag.touch()
-        end = time.monotonic() + seconds
-        if how == "stands still" and first:
-            threading.Event().wait()
-        if how == "is stopped" and first:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        while how == "computes" and time.monotonic() < end:
-            pass
-        while how == "moves on" and time.monotonic() < end:
-            time.sleep(0.02)
-        return how
-
-    def refuse(self, flag: Path) -> None:
-        with flag.open("a") as file:
-            file.write("called\n")
-        raise LookupError("the reward's own words")
-
-
 def test_a_node_dies_and_its_workers_come_back_on_the_others(nodes, tmp_path):
     told = list[str]()
     for _ in range(2):
         nodes.add_node(**SIZE)
     with open_cluster(section(nodes), 6, told.append) as cluster:
-        team = cluster.start("worker", Worker, 6)
+        team = cluster.start("worker", Obedient, 6)
         team.ready()
         team.on_return("load_weights", (5,), anew=True)
         team.submit("load_weights", 5)()
@@ -208,7 +161,7 @@ def cluster(nodes, told, stacks):
 
 @pytest.fixture(scope="module")
 def team(cluster):
-    started = cluster.start("worker", Worker, 2)
+    started = cluster.start("worker", Obedient, 2)
     started.ready()
     return started
 
@@ -247,7 +200,7 @@ def test_a_worker_whose_weights_are_wrong_does_not_come_back(team, tmp_path):
 
 
 def test_a_call_that_kills_every_worker_ends_with_the_reason(cluster):
-    team = cluster.start("worker", Worker, 2)  # of its own: nothing comes after its end
+    team = cluster.start("worker", Obedient, 2)  # of its own: nothing comes after its end
     team.ready()
     with pytest.raises(UserError) as ended:
         team.map("square", [(1, Path("/dev/null"))], lambda i: None)
@@ -263,7 +216,7 @@ def test_an_error_of_the_users_own_is_not_tried_again(team, tmp_path):
 
 
 def test_a_worker_that_holds_state_is_not_made_again(cluster):
-    team = cluster.start("learner", Worker, 2, stateful=True)
+    team = cluster.start("learner", Obedient, 2, stateful=True)
     first = team.ready()
     with pytest.raises(WorkerLost, match=r"learner [12] of 2: lost in square"):
         team.submit("square", 2, Path("/dev/null"))()

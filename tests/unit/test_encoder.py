@@ -6,107 +6,41 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from dro_rl.algorithms.dro import importance_weights
-from dro_rl.encoder_learner import EncoderLearner
 from dro_rl.policy.picks import Picks, State
 from dro_rl.policy.targets import Target
 from dro_rl.policy.texts import document_text
-from dro_rl.recipe import Recipe
-from dro_rl.records import Document, Rollout, WeightedRollout
-from dro_rl.rollout.encoder_worker import EncoderWorker
-from tests.encoders import make_bi_encoder, make_cross_encoder, make_encoder_recipe
+from tests.encoder_policies import (
+    EXAMPLE,
+    KINDS,
+    ORDERS,
+    Policy,
+    distance,
+    flat,
+    gradient,
+    make_models,
+    make_policy,
+)
 from tests.tiny import make_example
 
 pytestmark = pytest.mark.unit
 
-EXAMPLE = make_example()
-ORDERS = list(itertools.permutations(range(5), 2))
-KINDS = {
-    "bi": {},
-    "head": {"train": "head"},
-    "cross": {},
-    "bi, conditional": {"conditional": True},
-    "cross, conditional": {"conditional": True},
-    "bi, last layer": {"train": "last_layers", "layers": 1},
-    "bi, lora": {"lora": {"rank": 4}},
-    "cross, lora": {"lora": {"rank": 4}},
-}
-
-
-@dataclass(frozen=True)
-class Policy:
-    """One kind's learner and worker, and the probability of each of the 20 selections."""
-
-    recipe: Recipe
-    learner: EncoderLearner
-    worker: EncoderWorker
-    probabilities: np.ndarray
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("encoders")
-    bi = make_bi_encoder(folder / "bi")
-    return {"bi": bi, "head": bi, "cross": make_cross_encoder(folder / "cross")}
+    return make_models(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def policy(request, models) -> Policy:
     return make_policy(request.param, models)
-
-
-def make_policy(kind: str, models: dict[str, Path], **sections) -> Policy:
-    model = models[kind.partition(",")[0]]
-    recipe = make_encoder_recipe(model, KINDS[kind], **sections)
-    learner = EncoderLearner(recipe, "selector", str(model), 10, 1e-2)
-    worker = EncoderWorker(recipe, "selector", str(model))
-    if recipe.selector.lora:
-        move_adapters(learner)
-        worker.load_weights(learner.weights(), 0)
-    (logps,) = learner.score([rollout_of(ORDERS)])
-    return Policy(recipe, learner, worker, np.exp(logps))
-
-
-def move_adapters(learner: EncoderLearner) -> None:
-    """From where they begin, at which half of their gradient is 0."""
-    dice = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, factor in learner.trainable.items():
-            if "lora_B" in name:
-                factor.copy_(0.02 * torch.randn(factor.shape, generator=dice))
-
-
-def rollout_of(orders) -> Rollout:
-    from dro_rl.prompts import write_selection
-    from dro_rl.records import Selection
-
-    made = tuple(Selection(write_selection(z), z, (0.0, 0.0), z, False) for z in orders)
-    return Rollout(EXAMPLE, (), made, 0)
-
-
-def gradient(learner: EncoderLearner, coefficients) -> Tensor:
-    """Of -sum_z c_z log p(z|x), as the learner makes it."""
-    weighted = WeightedRollout(rollout_of(ORDERS), tuple(coefficients), ())
-    learner.optimisation.zero_grad()
-    learner.backward([learner.objective.targets(weighted)])
-    return flat(learner)
-
-
-def flat(learner: EncoderLearner) -> Tensor:
-    parts = [p.grad for p in learner.trainable.values() if p.grad is not None]
-    return torch.cat([p.flatten() for p in parts])
-
-
-def distance(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
 
 
 # --- probabilities --------------------------------------------------------------------------------
@@ -247,96 +181,3 @@ def test_the_gradient_does_not_depend_on_the_split(models):
         learner.backward(groups)
         found.append(flat(learner))
     assert distance(found[0], found[1]) < 1e-4
-
-
-# --- weights --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["bi", "head", "cross", "cross, lora"])
-def test_engines_take_what_a_step_has_learned(kind, models):
-    policy = make_policy(kind, models)
-    learner, worker = policy.learner, policy.worker
-    picks, before = learner.probe(EXAMPLE)
-    assert worker.probe(*picks.asked) == pytest.approx(before, abs=1e-4)
-    learner.step_on([[Target((picks,))]])
-    _, after = learner.probe(EXAMPLE)
-    assert abs(sum(after) - sum(before)) > 1e-3
-    assert worker.probe(*picks.asked) == pytest.approx(before, abs=1e-4)
-    worker.load_weights(learner.weights(), 1)
-    assert worker.probe(*picks.asked) == pytest.approx(after, abs=1e-4)
-    assert worker.select([EXAMPLE], 1, 0)[0].version == 1
-
-
-def test_a_head_alone_learns_and_begins_as_nothing(models):
-    policy, plain = make_policy("head", models), make_policy("bi", models)
-    assert policy.probabilities == pytest.approx(plain.probabilities, rel=1e-4)
-    assert set(policy.learner.trainable) == {"plain.3.linear.weight"}
-    body = {n: p.clone() for n, p in policy.learner.model.named_parameters() if "linear" not in n}
-    policy.learner.step_on([[Target((Picks(EXAMPLE, (4, 3)),))]])
-    now = dict(policy.learner.model.named_parameters())
-    assert all(torch.equal(now[name], p) for name, p in body.items())
-
-
-@pytest.mark.parametrize("kind", ["bi", "head", "bi, lora"])
-def test_a_saved_bi_encoder_is_a_plain_one(kind, models, tmp_path):
-    """What is saved ranks by itself as the policy does, and is what training goes on from."""
-    from sentence_transformers import SentenceTransformer
-
-    policy = make_policy(kind, models)
-    policy.learner.step_on([[Target((Picks(EXAMPLE, (4, 3)),))]])
-    policy.learner.save_policy(tmp_path / "saved")
-    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    asked = plain.encode_query([EXAMPLE.question])
-    shown = plain.encode_document([document_text(d) for d in EXAMPLE.candidates])
-    with torch.no_grad():
-        scores = policy.learner.model.scores([State(EXAMPLE)])[0] / policy.recipe.selector.scale
-    assert plain.similarity(asked, shown)[0].tolist() == pytest.approx(scores.tolist(), abs=1e-4)
-    again = EncoderLearner(policy.recipe, "selector", str(tmp_path / "saved"), 10, 1e-2)
-    assert again.score([rollout_of(ORDERS)])[0] == pytest.approx(
-        policy.learner.score([rollout_of(ORDERS)])[0], abs=1e-4
-    )
-    assert again.trainable.keys() == policy.learner.trainable.keys()
-
-
-@pytest.mark.parametrize("kind", ["cross", "cross, lora"])
-def test_a_saved_cross_encoder_is_a_plain_one(kind, models, tmp_path):
-    from sentence_transformers import CrossEncoder
-
-    policy = make_policy(kind, models)
-    policy.learner.step_on([[Target((Picks(EXAMPLE, (4, 3)),))]])
-    policy.learner.save_policy(tmp_path / "saved")
-    plain = CrossEncoder(str(tmp_path / "saved"), device="cpu", activation_fn=torch.nn.Identity())
-    pairs = [(EXAMPLE.question, document_text(d)) for d in EXAMPLE.candidates]
-    with torch.no_grad():
-        scores = policy.learner.model.scores([State(EXAMPLE)])[0] / policy.recipe.selector.scale
-    assert plain.predict(pairs).tolist() == pytest.approx(scores.tolist(), abs=1e-4)
-
-
-def test_long_documents_are_cut_and_counted(models):
-    policy = make_policy("bi", models)
-    long = Document("Kovac hometown", "the Lyon " * 100)
-    example = replace(EXAMPLE, candidates=(long, *EXAMPLE.candidates[1:]))
-    rollouts = policy.worker.select([example, EXAMPLE], 1, 0)
-    assert [r.truncated_documents for r in rollouts] == [1, 0]
-
-
-def test_what_went_through_the_encoder_is_counted_once(policy):
-    policy.worker.load_weights(policy.learner.weights(), 0)
-    policy.worker.statistics()
-    examples = [make_example(1), make_example(2)]
-    policy.worker.select(examples, 4, 0)
-    first = policy.worker.statistics().computed
-    policy.worker.select(examples, 4, 0)
-    assert first > 0 and policy.worker.statistics().computed == 0
-
-
-@pytest.mark.parametrize("kind", ["bi, conditional", "cross, conditional"])
-def test_an_engine_reads_a_text_once_by_the_same_weights(kind, models, monkeypatch):
-    policy = make_policy(kind, models)
-    read = Counter()
-    run = policy.worker._encoder._run
-    monkeypatch.setattr(
-        policy.worker._encoder, "_run", lambda texts, *more: read.update(texts) or run(texts, *more)
-    )
-    policy.worker.select([EXAMPLE, make_example(1)], 8, seed=0)
-    assert len(read) > 10 and set(read.values()) == {1}

@@ -17,14 +17,17 @@ pytestmark = pytest.mark.unit
 
 BLOCK = """
 import time
+from pathlib import Path
+from dro_rl.at_work import at_work
 from dro_rl.ending import says_how_to_go_on
-try:
-    with says_how_to_go_on(lambda: "Iteration 3 is safe"):
-        print("ready", flush=True)
-        time.sleep(60)
-finally:
-    print("closed", flush=True)
-    time.sleep({closing})
+with at_work(Path({run!r}), print):
+    try:
+        with says_how_to_go_on(lambda: "Iteration 3 is safe"):
+            print("ready", flush=True)
+            time.sleep(60)
+    finally:
+        print("closed", flush=True)
+        time.sleep({closing})
 """
 
 
@@ -32,9 +35,9 @@ finally:
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
 )
 @pytest.mark.parametrize("closing", [0, 60], ids=["orderly", "a cluster that does not close"])
-def test_a_signal_ends_the_block_within_seconds(number, code, closing):
+def test_a_signal_ends_the_block_within_seconds(tmp_path, number, code, closing):
     process = subprocess.Popen(
-        [sys.executable, "-c", BLOCK.format(closing=closing)],
+        [sys.executable, "-c", BLOCK.format(run=str(tmp_path / "run"), closing=closing)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -46,6 +49,7 @@ def test_a_signal_ends_the_block_within_seconds(number, code, closing):
     assert time.monotonic() - start < 3
     assert process.returncode == code and out == "closed\n"
     assert err == f"\nstopped by {number.name}. Iteration 3 is safe\n"
+    assert not (tmp_path / "run").exists()  # nobody has to wait for who was at work there
 
 
 def test_after_the_block_signals_do_what_they_did():

@@ -1,10 +1,9 @@
-"""Policies on disk: found, loaded, adapted, merged, saved, made from nothing, packed."""
+"""Policies on disk: found, loaded, adapted, merged, saved."""
 
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,11 +13,8 @@ from dro_rl.policy import causal_lm
 from dro_rl.policy.causal_lm import load_model, load_tokenizer, resolve_model
 from dro_rl.policy.lora import adapter_factors, add_lora
 from dro_rl.policy.merging import merged_weights, save_policy
-from dro_rl.policy.scratch import make_scratch, train_tokenizer
-from dro_rl.policy.weights import pack, unpack
-from dro_rl.prompts import PromptWriter
 from dro_rl.records import Document
-from dro_rl.sections.policy import PolicySection, Scratch
+from dro_rl.sections.policy import PolicySection
 from tests.models import make_llama, make_tokenizer, make_word_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -264,85 +260,3 @@ def test_a_policy_is_saved_in_its_own_dtype(folder, tmp_path):
     assert model.dtype == torch.float32  # what learns is left alone
     for name, weight in loaded.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name].bfloat16()), name
-
-
-# --- from nothing -------------------------------------------------------------------------------
-
-TEXTS = ["Lake Orsa lies in the north of Tarn.", "Question: Who keeps it?\nSelection: [12] > [3]"]
-
-
-def test_a_model_from_nothing_loads_and_reads_prompts(tmp_path):
-    scratch = Scratch(hidden_size=32, heads=1, layers=1, intermediate_size=64, vocabulary=300)
-    make_scratch(scratch, TEXTS, 128, 0, tmp_path / "a")
-    make_scratch(scratch, TEXTS, 128, 0, tmp_path / "b")
-    make_scratch(scratch, TEXTS, 128, 1, tmp_path / "c")
-    a, b, c = (
-        load_model(section(max_length=128), str(tmp_path / x), training=False) for x in "abc"
-    )
-    assert torch.equal(logits(a), logits(b))
-    assert not torch.equal(logits(a), logits(c))
-    tokenizer = load_tokenizer(str(tmp_path / "a"))
-    assert len(tokenizer) == a.get_input_embeddings().num_embeddings
-    assert (a.config.eos_token_id, a.config.pad_token_id) == (
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
-    writer = causal_lm.prompt_writer(section(max_length=128), str(tmp_path / "a"))
-    prompt = writer.select("Who keeps it?", [Document("Orsa", "In Tarn.")], 1).token_ids
-    assert prompt[0] == tokenizer.bos_token_id and prompt.count(tokenizer.bos_token_id) == 1
-
-
-def test_identifiers_are_written_digit_by_digit():
-    tokenizer = train_tokenizer(TEXTS * 50, 400)
-    ids = tokenizer("[12] > [3]", add_special_tokens=False)["input_ids"]
-    pieces = tokenizer.convert_ids_to_tokens(ids)
-    assert all(len(p) == 1 for p in pieces if any(x.isdigit() for x in p))
-    assert [p for p in pieces if p.isdigit()] == ["1", "2", "3"]
-
-
-@pytest.mark.parametrize("text", ["[12] > [3]", "Zoë naïve 東京 🗼\n tab\t", "1911 [1][2]"])
-def test_a_trained_tokenizer_loses_nothing(text):
-    tokenizer = train_tokenizer(TEXTS, 300)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-    writer = PromptWriter(tokenizer, "plain", 100)
-    assert writer.decode(writer.completion(text)) == text.strip()
-
-
-# --- weights that travel ------------------------------------------------------------------------
-
-
-def test_weights_travel_bit_for_bit():
-    torch.manual_seed(0)
-    weights = {
-        "a.weight": torch.randn(3, 4),
-        "b": torch.randn(5).bfloat16(),
-        "c.half": torch.randn(2, 2).half(),
-        "scalar": torch.tensor(1.5),
-        "empty": torch.zeros(0, 3),
-        "strided": torch.randn(4, 3).T,
-        "special": torch.tensor([float("inf"), float("nan"), -0.0]).bfloat16(),
-    }
-    packed = pack(weights.items())
-    assert all(isinstance(x, np.ndarray) for x in packed.values())
-    back = unpack(packed)
-    assert set(back) == set(weights)
-    for name, weight in weights.items():
-        assert back[name].dtype == weight.dtype and back[name].shape == weight.shape
-        assert torch.equal(back[name].isnan(), weight.isnan())
-        assert torch.equal(back[name].nan_to_num(), weight.nan_to_num()), name
-
-
-def test_unpacked_weights_own_their_memory():
-    weight = torch.ones(3)
-    packed = pack([("w", weight)])
-    for array in packed.values():
-        array.flags.writeable = False  # as Ray's are
-    back = unpack(packed)["w"]
-    back += 1
-    weight += 5
-    assert back.tolist() == [2, 2, 2]
-
-
-def test_packing_a_learners_weights_needs_no_gradient():
-    assert pack([("w", torch.ones(2, requires_grad=True))])["w"].tolist() == [1, 1]

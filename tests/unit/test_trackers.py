@@ -1,109 +1,30 @@
-"""Dashboards get what metrics.jsonl has, once, and never end a run."""
+"""Dashboards get what metrics.jsonl has, once."""
 
 from __future__ import annotations
 
 import json
-import logging
-import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dro_rl.errors import UserError
-from dro_rl.recipe import Recipe
-from dro_rl.tracking import trackers
-from dro_rl.tracking.dashboards import CHECKS, OPEN
 from dro_rl.tracking.run_directory import RunDirectory
-from dro_rl.tracking.trackers import check_trackers, following
-from tests.made_runs import recipe
+from dro_rl.tracking.trackers import check_trackers
+from tests.tracked_runs import (
+    Curves,
+    close,
+    expected,
+    in_tensorboard,
+    killed,
+    recipe_with,
+    resume,
+    train,
+)
 
 pytestmark = pytest.mark.unit
-
-Curves = dict[str, dict[int, float]]
-
-
-def recipe_with(folder: Path, *names: str) -> Recipe:
-    place = str(folder / "runs" / "one")
-    return recipe(folder, tracking={"run_dir": place, "trackers": list(names), "project": "tests"})
-
-
-def evaluate(run: RunDirectory) -> None:
-    run.write_evaluation("iteration-0000", {"iteration": 0, "em": 0.25, "gold_recall": None}, [])
-
-
-def step(run: RunDirectory, number: int, loss: float = 0.5) -> None:
-    iteration = 1 + (number - 1) // 2
-    run.append_metrics({"iteration": iteration, "step": number, "selector/loss": loss / number})
-
-
-def end(run: RunDirectory, iteration: int) -> None:
-    figures = {"evaluation/em": 0.25 + iteration / 10, "evaluation/recall@1": math.nan}
-    run.append_metrics({"iteration": iteration, **figures, "time/learn": 3.5 * iteration})
-
-
-def train(run: RunDirectory, settings: Recipe, say=lambda text: None) -> None:
-    """Two iterations of two steps."""
-    with following(settings, run, say):
-        evaluate(run)
-        for number in (1, 2, 3, 4):
-            step(run, number)
-            if number % 2 == 0:
-                end(run, number // 2)
-
-
-def killed(run: RunDirectory, settings: Recipe) -> None:
-    """It has its first iteration's checkpoint, and one step of the second that was never saved."""
-    with following(settings, run, lambda text: None):
-        evaluate(run)
-        step(run, 1)
-        step(run, 2)
-        end(run, 1)
-        step(run, 3, loss=7.0)
-
-
-def resume(run: RunDirectory, settings: Recipe) -> None:
-    run.drop_after(1, 2)
-    with following(settings, run, lambda text: None):
-        step(run, 3)
-        step(run, 4)
-        end(run, 2)
-
-
-def expected(run: RunDirectory) -> Curves:
-    """What metrics.jsonl and the warm start say, by name and step."""
-    curves: Curves = defaultdict(dict)
-    for row in run.evaluations():
-        curves["evaluation/em"][0] = row["em"]
-        curves["iteration"][0] = 0.0
-    last = 0
-    for row in [*run.history()][1:]:
-        last = row.get("step", last)
-        for name, value in row.items():
-            if name != "step" and value is not None:
-                curves[name][last] = value
-    return curves
-
-
-def in_tensorboard(run: RunDirectory) -> Curves:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    curves: Curves = {}
-    for name in events.Tags()["scalars"]:
-        rows = events.Scalars(name)
-        curves[name] = {row.step: row.value for row in rows}
-        assert len(rows) == len(curves[name]), f"{name}: a step is there twice"
-    return curves
-
-
-def close(curves: Curves) -> dict[str, Any]:
-    """TensorBoard keeps 32 bits."""
-    return {name: pytest.approx(steps, rel=1e-6) for name, steps in curves.items()}
 
 
 # --- TensorBoard ----------------------------------------------------------------------------------
@@ -133,93 +54,6 @@ def test_a_tracker_that_is_added_on_resuming_gets_the_whole_run(tmp_path):
     assert not (run.path / "tensorboard").exists()
     resume(run, recipe_with(tmp_path, "tensorboard"))
     assert in_tensorboard(run) == close(expected(run))
-
-
-# --- those that fail ------------------------------------------------------------------------------
-
-
-class Failing:
-    last = -1
-
-    def __init__(self, recipe: Recipe, run: RunDirectory) -> None:
-        pass
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        if step == 2:
-            raise ConnectionError("https://me:sesame-sesame@host is away")
-
-    def close(self, done: bool) -> None:
-        raise AssertionError("it has been given up")
-
-
-def test_one_that_fails_is_told_once_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.setitem(OPEN, "wandb", Failing)
-    settings = recipe_with(tmp_path, "wandb", "tensorboard")
-    run = RunDirectory.create(settings)
-    told: list[str] = []
-    train(run, settings, told.append)
-    assert len(told) == 1 and "wandb failed" in told[0] and "is away" in told[0]
-    assert "sesame" not in told[0]
-    assert len(run.steps()) == 4
-    assert in_tensorboard(run) == close(expected(run))
-
-
-def test_one_that_does_not_open_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
-    def refuse(recipe: Recipe, run: RunDirectory) -> None:
-        raise RuntimeError("no room")
-
-    monkeypatch.setitem(OPEN, "mlflow", refuse)
-    settings = recipe_with(tmp_path, "mlflow")
-    run = RunDirectory.create(settings)
-    told: list[str] = []
-    train(run, settings, told.append)
-    assert len(told) == 1 and "mlflow failed" in told[0] and "no room" in told[0]
-    assert len(run.steps()) == 4
-
-
-class Slow(Failing):
-    """Two steps take it long, one does not, three do."""
-
-    clock = 0.0
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        Slow.clock += 5.5 if step in (0, 1, 3, 4, 5) else 0.5
-        assert step < 6, "it has been given up"
-
-    def close(self, done: bool) -> None:
-        raise AssertionError("it has been given up")
-
-
-def test_one_that_is_slow_three_times_in_a_row_is_left(tmp_path, monkeypatch):
-    monkeypatch.setitem(OPEN, "mlflow", Slow)
-    monkeypatch.setattr(trackers.time, "monotonic", lambda: Slow.clock)
-    settings = recipe_with(tmp_path, "mlflow")
-    run = RunDirectory.create(settings)
-    told: list[str] = []
-    with following(settings, run, told.append):
-        evaluate(run)
-        for number in range(1, 9):
-            step(run, number)
-            assert len(told) == (number > 5)  # a step is sent when the next comes
-    assert "mlflow failed" in told[0] and "last 3 rows took it over 5 s" in told[0]
-
-
-def test_what_is_not_there_is_refused_before_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="trackio is not installed: pip install trackio"):
-        check_trackers(recipe_with(tmp_path, "trackio"))
-    check_trackers(recipe_with(tmp_path))
-
-
-def test_one_that_cannot_be_used_is_refused_before_the_start(tmp_path, monkeypatch):
-    def refuse() -> None:
-        raise PermissionError("no key in https://me:sesame-sesame@host")
-
-    monkeypatch.setattr(trackers, "find_spec", lambda name: True)
-    monkeypatch.setitem(CHECKS, "wandb", refuse)
-    with pytest.raises(UserError, match="tracking.trackers: wandb cannot be used: no key") as told:
-        check_trackers(recipe_with(tmp_path, "wandb"))
-    assert "sesame" not in str(told.value)
 
 
 # --- Weights & Biases online, as far as a resumed run needs it ------------------------------------
