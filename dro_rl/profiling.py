@@ -25,7 +25,7 @@ from dro_rl.progress import Progress
 from dro_rl.recipe import Recipe
 from dro_rl.roles import process_count, start_teams
 from dro_rl.start import prepare
-from dro_rl.tracking.console import Console
+from dro_rl.tracking.console import Advance, Console
 from dro_rl.tracking.run_directory import RunDirectory
 from dro_rl.trainer import Trainer
 
@@ -109,13 +109,13 @@ class ProfiledTrainer(Trainer):
         self.profiled: dict[str, Any] = {}
         for iteration in (1, 2):
             self.at = Progress(iteration)
-            self._iterate(iteration)
+            self._iterate()
         return self.profiled
 
     @contextmanager
-    def _stage(self, iteration: int, name: str, total: int) -> Iterator:
-        if iteration == 1:
-            with super()._stage(iteration, name, total) as advance:
+    def _stage(self, name: str, total: int) -> Iterator[Advance]:
+        if self.at.iteration == 1:
+            with super()._stage(name, total) as advance:
                 yield advance
             return
         activities = [ProfilerActivity.CPU]
@@ -123,7 +123,7 @@ class ProfiledTrainer(Trainer):
             activities.append(ProfilerActivity.CUDA)
         with (
             torch.profiler.profile(activities=activities) as self.profiled[name],
-            super()._stage(iteration, name, total) as advance,
+            super()._stage(name, total) as advance,
         ):
             yield advance
 

@@ -26,10 +26,8 @@ from dro_rl.learner import Learner
 from dro_rl.progress import Progress
 from dro_rl.prompts import read_selection
 from dro_rl.questions import iteration_size, questions_of, seed_of
-from dro_rl.recipe import Recipe
 from dro_rl.records import Example, Rollout, ScoredRollout, Selection, WeightedRollout
 from dro_rl.sections.algorithm import TrlGrpoAlgorithm
-from dro_rl.start import steps_per_iteration
 from dro_rl.step_metrics import rollout_metrics, tell_unrewarded
 from dro_rl.timeline import sampled_tokens
 from dro_rl.tracking.console import Advance
@@ -38,7 +36,9 @@ from dro_rl.trainer import Trainer
 with warnings.catch_warnings():  # TRL imports vLLM, which this does not use
     warnings.simplefilter("ignore")
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
+
+    from dro_rl.trl_settings import grpo_config
 
 _KINDS = ("ids", "mask")
 _NAMES = {
@@ -58,9 +58,10 @@ class TrlRun(Trainer):
 
         self.size = iteration_size(self.recipe, len(self.questions.train))
         left = self.recipe.training.iterations - done
-        steps = steps_per_iteration(self.recipe, len(self.questions.train))
         rows = [f"{done + 1 + i // self.size}/{i % self.size}" for i in range(left * self.size)]
-        return SelectorTrainer(self, learner, steps, Dataset.from_dict({"prompt": rows}), scratch)
+        return SelectorTrainer(
+            self, learner, self.steps, Dataset.from_dict({"prompt": rows}), scratch
+        )
 
     def drive(self, trainer: SelectorTrainer) -> None:
         """All iterations that are left, or until they stop helping."""
@@ -80,14 +81,14 @@ class TrlRun(Trainer):
         iteration, index = map(int, prompt.split("/"))
         return self._examples(iteration)[index]
 
-    def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Log-rewards by the reward service."""
         self.at.timeline.add("rollout", tokens=sum(map(sampled_tokens, rollouts)))
-        return self._score(iteration, rollouts)
+        return self._score(rollouts)
 
-    def stage(self, iteration: int, name: str, total: int) -> Any:
+    def stage(self, name: str, total: int) -> Any:
         """A timed stage on the console."""
-        return self._stage(iteration, name, total)
+        return self._stage(name, total)
 
     def record(
         self, iteration: int, scored: Sequence[ScoredRollout], weighted: Sequence[WeightedRollout]
@@ -102,7 +103,7 @@ class TrlRun(Trainer):
         """Give the engines the weights, evaluate if it is due, write. Returns whether to go on."""
         with self.at.timeline.stage("synchronise"):
             gaps = self.teams.synchronise(iteration, self.questions.evaluation[0])
-        self._finish(iteration, self._evaluate(iteration), gaps)
+        self._finish(self._evaluate(iteration), gaps)
         return not self._no_longer_helps()
 
 
@@ -128,7 +129,7 @@ class SelectorTrainer(GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=[self._rewards],
-            args=_config(recipe, len(rows) // run.size * steps, run.size, scratch),
+            args=grpo_config(recipe, len(rows) // run.size * steps, run.size, scratch),
             train_dataset=rows,
             processing_class=learner.writer.tokenizer,
             callbacks=[_Report(self)],
@@ -156,7 +157,7 @@ class SelectorTrainer(GRPOTrainer):
         timeline.add("logps", seconds=time.monotonic() - start - staged)
         self.learning = ExitStack()
         epochs = self.ours.recipe.training.epochs
-        stage = self.ours.stage(self.iteration, "learn", self.ours.size * epochs)
+        stage = self.ours.stage("learn", self.ours.size * epochs)
         self.advance = self.learning.enter_context(stage)
         return output
 
@@ -167,7 +168,7 @@ class SelectorTrainer(GRPOTrainer):
         m = self.samples
         size = max(1, self.ours.recipe.rollout.max_sequences // m) * m
         drawn = []
-        with self.ours.stage(self.iteration, "rollout", len(prompt_ids) // m) as advance:
+        with self.ours.stage("rollout", len(prompt_ids) // m) as advance:
             for start in range(0, len(prompt_ids), size):
                 part = prompt_ids[start : start + size]
                 ids, _ = super()._generate_single_turn(part, images, {}, *args, **kwargs)
@@ -193,7 +194,7 @@ class SelectorTrainer(GRPOTrainer):
                     prompt.truncated_documents,
                 )
             )
-        self.scored = self.ours.score(self.iteration, rollouts)
+        self.scored = self.ours.score(rollouts)
         assert isinstance(algorithm, TrlGrpoAlgorithm)
         groups = [Group(s.rollout.example.id, s.log_rewards) for s in self.scored]
         return [r for g in groups for r in g.rewards(algorithm.maximise)]
@@ -265,46 +266,3 @@ class _Report(TrainerCallback):
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _config(recipe: Recipe, steps: int, size: int, scratch: str) -> GRPOConfig:
-    """TRL's settings for `steps` optimiser steps of iterations of `size` questions."""
-    algorithm, training = recipe.algorithm, recipe.training
-    section = recipe.causal_lm("selector")
-    assert isinstance(algorithm, TrlGrpoAlgorithm)
-    batch = training.batch_size
-    fit = max(1, training.tokens_per_microbatch // (algorithm.samples * section.max_length))
-    micro = max(d for d in range(1, min(fit, batch) + 1) if batch % d == 0)
-    args = GRPOConfig(
-        output_dir=scratch,
-        seed=training.seed,
-        max_steps=steps,
-        per_device_train_batch_size=micro * algorithm.samples,
-        gradient_accumulation_steps=batch // micro,
-        steps_per_generation=size // micro,
-        num_generations=algorithm.samples,
-        num_iterations=training.epochs,
-        max_completion_length=section.max_new_tokens,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        loss_type="grpo" if algorithm.scale == "std" else "dr_grpo",
-        scale_rewards="group" if algorithm.scale == "std" else "none",
-        epsilon=algorithm.clip,
-        beta=algorithm.kl,
-        use_bias_correction_kl=False,
-        max_grad_norm=training.max_grad_norm,
-        shuffle_dataset=False,
-        bf16=section.dtype == "bfloat16",
-        gradient_checkpointing=section.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # TRL refuses to see several: the engines have the others
-    return args

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.trl_parity import TOLERANCE, Case, Problem, Side, gap, make_problem, ours, theirs
+from benchmarks.trl_parity import TOLERANCE, Side, gap, ours, theirs
+from benchmarks.trl_problem import Case, Problem, make_problem
 from dro_rl.sections.algorithm import GrpoAlgorithm
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
