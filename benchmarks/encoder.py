@@ -1,7 +1,7 @@
 """What a small encoder learns on real HotpotQA or MuSiQue: untrained, supervised, by reinforcement.
 
     python benchmarks/encoder.py [--data hotpotqa|musique] [--conditional] [--seeds N]
-                                 [--workers N] [--dtype bfloat16|float32] [ARM ...]
+                                 [--workers N] [--dtype bfloat16|float32] [--runs DIR] [ARM ...]
 
 all-MiniLM-L6-v2 (recipes/hotpot_encoder.yaml, musique_encoder.yaml) and questions with their 10 or
 20 paragraphs, from shared/data beside the checkout or DRO_RL_DATA. HotpotQA: to train on, the
@@ -13,7 +13,9 @@ answer_in_documents and see no gold label. All learn from as many batches of 32 
 are the share of gold paragraphs among those picked by the last policy, greedily, and of questions
 with all of them picked, the difference of the first to the untrained encoder with the p-value of a
 paired bootstrap over questions, and, with --conditional, the first on bridge questions alone, where
-the data say which those are. As many arms as --workers run at a time, on one thread each. Writes
+the data say which those are. As many arms as --workers run at a time, on one thread each. With
+--runs DIR a command that was interrupted goes on where it was, and DIR keeps runs and policies.
+Writes
 results/encoder.json and .md beside this file, with _musique and _conditional in their names.
 """
 
@@ -52,7 +54,8 @@ def main() -> None:
     setting = Setting(asked.data, asked.conditional, asked.dtype)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = asked.runs.absolute() if asked.runs else Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         files = write_data(folder, setting)
         found: dict[str, list[Scores]] = {arm: [] for arm in asked.arms}
         runs = [(a, s) for s in range(asked.seeds) for a in asked.arms if not s or a in LEARNED]
@@ -75,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--runs", type=Path)
     asked = parser.parse_args()
     if unknown := set(asked.arms) - set(ARMS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(ARMS)}")

@@ -98,6 +98,7 @@ def make_recipe(files: Files, run_dir: Path, seed: int, setting: Setting) -> Rec
             f"training.seed={seed}",
             "evaluation.every=1000",
             f"tracking.run_dir={run_dir}",
+            "tracking.resume=auto",
             "cluster.mode=local",
         ],
     )
@@ -109,10 +110,17 @@ def make_recipe(files: Files, run_dir: Path, seed: int, setting: Setting) -> Rec
 def timed(
     arm: str, seed: int, files: Files, folder: Path, setting: Setting
 ) -> tuple[Scores, float]:
-    """An arm's figures, and the seconds that it took, evaluation included."""
-    began = time.monotonic()
+    """An arm's figures, and the seconds that it took, evaluation included; kept in the folder."""
     run_dir = folder / f"{arm}-{seed}"
-    return run(arm, make_recipe(files, run_dir, seed, setting), files), time.monotonic() - began
+    kept = run_dir.with_suffix(".json")
+    if kept.exists():
+        scores, seconds = json.loads(kept.read_text())
+        return scores, seconds
+    began = time.monotonic()
+    scores = run(arm, make_recipe(files, run_dir, seed, setting), files)
+    seconds = time.monotonic() - began
+    kept.write_text(json.dumps([scores, seconds]))
+    return scores, seconds
 
 
 def run(arm: str, recipe: Recipe, files: Files) -> Scores:
@@ -128,8 +136,9 @@ def run(arm: str, recipe: Recipe, files: Files) -> Scores:
     if arm == "untrained":
         return picked(recipe, recipe.selector.model, held_out)
     if arm in SUPERVISED:
-        made = warm_up(supervised(recipe, SUPERVISED[arm]), folder, QUIET)
-        return picked(recipe, str(made["selector"]), held_out)
+        if not (folder / "selector").is_dir():
+            warm_up(supervised(recipe, SUPERVISED[arm]), folder, QUIET)
+        return picked(recipe, str(folder / "selector"), held_out)
     settings = recipe.resolved()
     common = {name: settings["algorithm"][name] for name in ("samples", "kl", "train")}
     settings["algorithm"] = common | REINFORCED[arm]
