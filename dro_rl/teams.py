@@ -16,6 +16,7 @@ from dro_rl.records import Example, Rollout, ScoredRollout
 from dro_rl.reward import Need, Scale
 from dro_rl.reward.cache import Cache, New
 from dro_rl.rollout.engine import Usage
+from dro_rl.sections.encoder import EncoderSelector
 from dro_rl.shared_base import apart
 from dro_rl.tracking.console import Advance
 
@@ -290,5 +291,6 @@ class Teams:
         return apart
 
     def _bound(self, policy: PolicyName) -> float:
-        default = 1e-4 if self.recipe.policy(policy).dtype == "float32" else 0.5
-        return self.recipe.rollout.max_logp_gap or default
+        section = self.recipe.policy(policy)
+        low = 1e-2 if isinstance(section, EncoderSelector) else 0.5  # whose engine is the same code
+        return self.recipe.rollout.max_logp_gap or (1e-4 if section.dtype == "float32" else low)

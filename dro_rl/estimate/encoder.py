@@ -26,6 +26,9 @@ _TOGETHER = 32  # texts of an engine's forward pass, see dro_rl.policy.encoder
 # What the C library's heap takes for a megabyte of activations (see footprint.py), fitted to
 # learners of all-MiniLM-L6-v2. peft's sums come and go between blocks that stay.
 _HEAP, _HEAP_LORA = 1.3, 1.8
+# oneDNN's kernels for bfloat16 on a CPU [GiB]: it keeps 1,024, one for each shape of a product, and
+# texts come in as many shapes as they have lengths.
+_KERNELS = 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ def engine(section: EncoderSelector, shape: EncoderShape, device: str) -> Footpr
     return _of(
         "selector engine",
         device,
+        process=_kernels(section, device),
         weights=shape.parameters * _FLOAT32,
         activations=together * length * at_once,
         cache=most_cached(section, shape, device),
@@ -127,6 +131,7 @@ def learner(
     return _of(
         "selector learner",
         device,
+        process=_kernels(section, device),
         weights=weights * _FLOAT32,
         gradients=learned * _FLOAT32,
         optimiser=2 * learned * _FLOAT32,
@@ -162,8 +167,12 @@ def _passing(shape: EncoderShape) -> int:
 
 
 def _of(role: str, device: str, **sizes: float) -> Footprint:
-    sizes["process"] = LIBRARIES[device] * GIB
+    sizes["process"] = sizes.get("process", 0.0) + LIBRARIES[device] * GIB
     return Footprint(role, "selector", {name: sizes.get(name, 0.0) / GIB for name in PARTS})
+
+
+def _kernels(section: EncoderSelector, device: str) -> float:
+    return _KERNELS * GIB if section.dtype == "bfloat16" and device == "cpu" else 0.0
 
 
 def _json(path: Path) -> Any:

@@ -204,6 +204,11 @@ def _leaves(nav: object) -> list[str]:
     return [leaf for part in parts for leaf in _leaves(part)]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_has_no_conflict_of_a_merge(page):
+    assert not re.findall(r"^(?:<{7} |={7}$|>{7} ).*", page.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_and_settings_of_a_page_can_be_read(page):
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.M | re.S):

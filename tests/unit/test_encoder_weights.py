@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dro_rl.cluster.processes import open_cluster
 from dro_rl.encoder_learner import EncoderLearner
+from dro_rl.errors import UserError
 from dro_rl.policy.picks import Picks, State
 from dro_rl.policy.targets import Target
 from dro_rl.policy.texts import document_text
 from dro_rl.records import Document
+from dro_rl.roles import start_teams
+from dro_rl.tracking.console import Console
 from tests.encoder_policies import (
     EXAMPLE,
     KINDS,
@@ -22,6 +26,7 @@ from tests.encoder_policies import (
     make_policy,
     rollout_of,
 )
+from tests.encoders import make_encoder_recipe
 from tests.tiny import make_example
 
 pytestmark = pytest.mark.unit
@@ -45,6 +50,24 @@ def test_engines_take_what_a_step_has_learned(kind, models):
     worker.load_weights(learner.weights(), 1)
     assert worker.probe(*picks.asked) == pytest.approx(after, abs=1e-4)
     assert worker.select([EXAMPLE], 1, 0)[0].version == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_missed_sync_is_noticed(dtype, models):
+    """In bfloat16 too: engine and learner are the same code."""
+    recipe = make_encoder_recipe(models["bi"], {"dtype": dtype})
+    with open_cluster(recipe.cluster, 3) as cluster:
+        model = recipe.selector.model
+        teams = start_teams(
+            recipe, cluster, {"selector": model, "generator": "none"}, Console(), 10
+        )
+        assert teams.check("selector", EXAMPLE) < 1e-4
+        learner = teams.learners["selector"]
+        ((picks, _),) = learner.submit("probe", EXAMPLE)()
+        learner.submit("step_on", [[Target((picks,))]])()
+        with pytest.raises(UserError, match="disagree on the weights"):
+            teams.check("selector", EXAMPLE)
+        assert teams.synchronise(1, EXAMPLE)["selector"] < 1e-4
 
 
 def test_a_head_alone_learns_and_begins_as_nothing(models):

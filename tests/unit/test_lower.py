@@ -75,9 +75,10 @@ def test_hidden_states_of_another_precision_are_others(model):
     assert low.lower.kept.texts.keys() == exact.lower.kept.texts.keys()
     kept = zip(low.lower.kept.texts.values(), exact.lower.kept.texts.values(), strict=True)
     assert not any(torch.equal(one, other) for one, other in kept)
-    assert torch.allclose(*scores, atol=0.1 * exact.scale)
     low.lower = None
-    assert torch.allclose(low.scores(STATES), scores[1], atol=0.1 * exact.scale)
+    for found in (scores[1], low.scores(STATES).detach()):
+        one, other = (s - s.mean(1, keepdim=True) for s in (scores[0], found))
+        assert (one - other).norm() < 0.25 * one.norm()
 
 
 def test_a_text_goes_through_the_frozen_layers_once(model):
