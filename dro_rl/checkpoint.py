@@ -180,6 +180,16 @@ def policies_of(
     }
 
 
+def how_to_evaluate(run: RunDirectory) -> str:
+    """The command for the figures of a run whose last iteration has none, as one that was given
+    fewer iterations than it had; empty where it has them."""
+    last = latest(run)
+    if any(summary["iteration"] == last for summary in run.evaluations()):
+        return ""
+    command = f"dro-rl evaluate {shlex.quote(str(run.path))}"
+    return f"; iteration {last} has not been evaluated: {command}"
+
+
 def how_to_go_on(run: RunDirectory) -> str:
     """Where a run stands, and the command that goes on from there."""
     if not run.begun:

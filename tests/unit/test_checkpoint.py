@@ -131,6 +131,21 @@ def test_a_resumed_runs_engines_are_not_made_with_what_may_be_pruned_later(
     assert prepared.models == {p: recipe.policy(p).model for p in POLICIES}
 
 
+def test_a_run_that_ends_earlier_than_it_was_to_is_told_how_to_be_evaluated(
+    run, learners, tmp_path, monkeypatch
+):
+    for iteration in (1, 2, 3):
+        save(run, iteration, learners)
+    (run.path / "evaluation" / "iteration-0003.json").unlink()
+    monkeypatch.setattr(start, "load_questions", lambda recipe, console: Split([], []))
+    recipe = make_recipe(tmp_path, training={"iterations": 2}, evaluation={"every": 2})
+    told = f"iteration 3 has not been evaluated: dro-rl evaluate {run.path}"
+    with pytest.raises(UserError, match=f"has done its 3 iterations.*{re.escape(told)}$"):
+        start.prepare(recipe, Console(), run)
+    run.write_evaluation("iteration-0003", {"iteration": 3, "em": 0.1}, [])
+    assert checkpoint.how_to_evaluate(run) == ""
+
+
 # --- what a disk refuses --------------------------------------------------------------------------
 
 
