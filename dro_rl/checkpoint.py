@@ -17,6 +17,7 @@ from dro_rl import durable
 from dro_rl.cluster.team import Team
 from dro_rl.errors import UserError
 from dro_rl.recipe import POLICIES, PolicyName, Recipe
+from dro_rl.sections.training import best_of
 from dro_rl.tracking.run_directory import RunDirectory
 
 _STATES_KEPT = 2  # optimiser states are several times the weights, and only the last is resumed
@@ -84,10 +85,12 @@ def prune(run: RunDirectory, recipe: Recipe) -> None:
     """Remove what `tracking.keep_last` does not keep, and optimiser states that nobody resumes.
 
     The policies of the best evaluation, by `tracking.keep_best` or the metric that stops the run,
-    are kept in any case.
+    are kept in any case: of those that the recipe asks for, and of all, which `export` goes by.
     """
     keep, here = recipe.tracking.keep_last, kept(run)
-    best = {run.best(metric) for metric in recipe.watched.values()}
+    best: set[int] = set()
+    for metric in recipe.watched.values():
+        best |= {run.best(metric), best_of(recipe.counting(run.evaluations()), metric)}
     whole = here[-(keep or _STATES_KEPT) :]
     with durable.writing(run.path / "checkpoints"):
         for iteration in here[: -len(whole)]:
@@ -155,7 +158,8 @@ def is_finished(run: RunDirectory, recipe: Recipe) -> bool:
         return True
     if early is None or done == 0:
         return False
-    return early.stops([e for e in run.evaluations() if e["iteration"] <= done])
+    found = recipe.counting(run.evaluations())
+    return early.stops([e for e in found if e["iteration"] <= done])
 
 
 def policies_of(
@@ -174,6 +178,16 @@ def policies_of(
         "selector": policy_folder(run, at, "selector", recipe.selector.model),
         "generator": policy_folder(run, at, "generator", recipe.generator.model),
     }
+
+
+def how_to_evaluate(run: RunDirectory) -> str:
+    """The command for the figures of a run whose last iteration has none, as one that was given
+    fewer iterations than it had; empty where it has them."""
+    last = latest(run)
+    if any(summary["iteration"] == last for summary in run.evaluations()):
+        return ""
+    command = f"dro-rl evaluate {shlex.quote(str(run.path))}"
+    return f"; iteration {last} has not been evaluated: {command}"
 
 
 def how_to_go_on(run: RunDirectory) -> str:

@@ -77,8 +77,8 @@ def train(
     else:
         loaded = load(recipe, overrides)
         resume = begun(loaded)
-        if resume and finished(resume, loaded):
-            typer.echo(f"{resume}: has done its iterations; training.iterations=N goes on")
+        if resume and (told := finished(resume, loaded)):
+            typer.echo(told)
             return
     prepare_process(loaded)
     from dro_rl.api import run_training

@@ -76,9 +76,9 @@ def begun(recipe: Recipe) -> Path | None:
     return run
 
 
-def finished(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has nothing left to do, and its last checkpoint is whole; what it did not come
-    to after that is made good then."""
+def finished(run: Path, recipe: Recipe) -> str:
+    """What to say of a run that has nothing left to do, and whose last checkpoint is whole; empty
+    of another. What it did not come to after that is made good then."""
     from dro_rl import checkpoint, durable, progress
     from dro_rl.tracking.report import LiveReport
     from dro_rl.tracking.run_directory import RunDirectory
@@ -86,11 +86,12 @@ def finished(run: Path, recipe: Recipe) -> bool:
     directory = RunDirectory.open(run)
     last = checkpoint.folder_of(directory, checkpoint.latest(directory))
     if not checkpoint.is_finished(directory, recipe) or durable.damage(last):
-        return False
+        return ""
     progress.forget(directory)
     checkpoint.prune(directory, recipe)
     LiveReport(directory).write()
-    return True
+    also = checkpoint.how_to_evaluate(directory)
+    return f"{run}: has done its iterations; training.iterations=N goes on{also}"
 
 
 def _require_same(run: Path, recipe: Recipe) -> None:

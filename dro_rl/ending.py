@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from dro_rl.durable import CannotWrite
 from dro_rl.errors import UserError
 
 _GRACE = 1.0  # seconds to end in an orderly way; `ray job stop` sends SIGKILL after 3
+_LAST = 0.5  # seconds for what is then still to be done: a file system may hang
 _left: list[Callable[[], object]] = []  # what is still done when that time is up
 
 
@@ -62,18 +63,28 @@ def says_how_to_go_on(where: Callable[[], str]) -> Iterator[None]:
 @contextmanager
 def at_any_end(do: Callable[[], object]) -> Iterator[None]:
     """`do` is called when the block ends, and also by a signal after which it does not end in
-    time: then by another thread."""
+    time: then by another thread, for half a second at most."""
     _left.append(do)
     try:
         yield
     finally:
-        do()
-        _left.remove(do)
+        try:
+            do()
+        finally:
+            _left.remove(do)
 
 
 def _cut_short(code: int) -> None:
     try:
-        for do in list(_left):
-            do()
+        last = threading.Thread(target=_do_what_is_left, daemon=True)
+        last.start()
+        last.join(_LAST)
     finally:
         os._exit(code)
+
+
+def _do_what_is_left() -> None:
+    """The innermost first, as their blocks would have ended."""
+    for do in reversed(_left):
+        with suppress(Exception):  # the others are still to be done
+            do()

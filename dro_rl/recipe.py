@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -262,6 +263,11 @@ class Recipe(Section):
         """Whether held-out questions are evaluated after an iteration; 0 is the warm start."""
         last = self.training.iterations
         return iteration % self.evaluation.every == 0 or iteration == last
+
+    def counting(self, summaries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The evaluations by which a run stops: those that the recipe asks for. Others were made
+        by `dro-rl evaluate`, or when another iteration was the last: a run goes on as without."""
+        return [summary for summary in summaries if self.evaluates(summary["iteration"])]
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values."""

@@ -62,6 +62,7 @@ def prepare(recipe: Recipe, console: Console, resume: RunDirectory | None) -> St
     if resume and done >= recipe.training.iterations:
         raise UserError(
             f"{resume.path}: has done its {done} iterations; add training.iterations=N to go on"
+            f"{checkpoint.how_to_evaluate(resume)}"
         )
     # Of a resumed run too: engines are given the learners' weights before any work, and one that
     # is made again may outlive the checkpoint that the run went on from (tracking.keep_last).

@@ -192,7 +192,8 @@ class Trainer:
 
     def _no_longer_helps(self) -> bool:
         """Whether `training.early_stop.patience` evaluations have found no new best."""
-        early, summaries = self.recipe.training.early_stop, self.run.evaluations()
+        early = self.recipe.training.early_stop
+        summaries = self.recipe.counting(self.run.evaluations())
         if early is None or not early.stops(summaries):
             return False
         best = early.best(summaries)

@@ -53,7 +53,8 @@ class Status:
             return True
         if early is None or self.done == 0:
             return False
-        return early.stops([e for e in self.evaluations if e["iteration"] <= self.done])
+        found = self.recipe.counting(self.evaluations)
+        return early.stops([e for e in found if e["iteration"] <= self.done])
 
     @property
     def stage(self) -> str:

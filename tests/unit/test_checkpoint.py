@@ -131,6 +131,21 @@ def test_a_resumed_runs_engines_are_not_made_with_what_may_be_pruned_later(
     assert prepared.models == {p: recipe.policy(p).model for p in POLICIES}
 
 
+def test_a_run_that_ends_earlier_than_it_was_to_is_told_how_to_be_evaluated(
+    run, learners, tmp_path, monkeypatch
+):
+    for iteration in (1, 2, 3):
+        save(run, iteration, learners)
+    (run.path / "evaluation" / "iteration-0003.json").unlink()
+    monkeypatch.setattr(start, "load_questions", lambda recipe, console: Split([], []))
+    recipe = make_recipe(tmp_path, training={"iterations": 2}, evaluation={"every": 2})
+    told = f"iteration 3 has not been evaluated: dro-rl evaluate {run.path}"
+    with pytest.raises(UserError, match=f"has done its 3 iterations.*{re.escape(told)}$"):
+        start.prepare(recipe, Console(), run)
+    run.write_evaluation("iteration-0003", {"iteration": 3, "em": 0.1}, [])
+    assert checkpoint.how_to_evaluate(run) == ""
+
+
 # --- what a disk refuses --------------------------------------------------------------------------
 
 
@@ -233,6 +248,41 @@ def test_the_best_is_kept_where_only_some_iterations_are_evaluated(tmp_path, lea
             checkpoint.prune(run, recipe)
             assert checkpoint.kept(run) == best[iteration]
     assert [e["iteration"] for e in run.evaluations()] == [*found]
+
+
+def test_an_evaluation_that_was_asked_for_later_neither_stops_a_run_nor_loses_its_best(
+    tmp_path, learners
+):
+    """Nor does that of an iteration which was the last before the run was given more."""
+    place, early = str(tmp_path / "run"), {"metric": "em", "patience": 1}
+    recipe = make_recipe(
+        tmp_path,
+        tracking={"run_dir": place, "keep_last": 1},
+        evaluation={"every": 2},
+        training={"iterations": 9, "early_stop": early},
+    )
+    run = RunDirectory.create(recipe)
+    for iteration, em in enumerate((0.5, None, 0.6, None)):
+        if em is not None:
+            run.write_evaluation(
+                f"iteration-{iteration:04d}", {"iteration": iteration, "em": em}, []
+            )
+        if iteration:
+            checkpoint.write(run, iteration, learners, {})
+            checkpoint.publish(run, iteration)
+
+    def look(em: float) -> None:
+        run.write_evaluation("iteration-0003", {"iteration": 3, "em": em}, [])
+
+    assert not checkpoint.is_finished(run, recipe)
+    look(0.1)
+    assert not checkpoint.is_finished(run, recipe)
+    assert checkpoint.is_finished(run, make_recipe(tmp_path, training={"early_stop": early}))
+    look(0.9)
+    checkpoint.write(run, 4, learners, {})
+    checkpoint.publish(run, 4)
+    checkpoint.prune(run, recipe)
+    assert checkpoint.kept(run) == [2, 3, 4]  # 3 is what `export --iteration best` takes
 
 
 # --- a started iteration --------------------------------------------------------------------------

@@ -52,6 +52,54 @@ def test_a_signal_ends_the_block_within_seconds(tmp_path, number, code, closing)
     assert not (tmp_path / "run").exists()  # nobody has to wait for who was at work there
 
 
+LEFT = """
+import time
+from contextlib import suppress
+from dro_rl.ending import at_any_end, says_how_to_go_on
+
+def do(name):
+    print(name, flush=True)
+
+def fail():
+    do("fails")
+    raise OSError
+
+def hang():
+    do("hangs")
+    time.sleep(60)
+
+with suppress(OSError), at_any_end(fail):
+    do("an orderly end")
+with (
+    at_any_end(lambda: do("never")),
+    at_any_end(hang),
+    at_any_end(lambda: do("outer")),
+    at_any_end(fail),
+    at_any_end(lambda: do("inner")),
+):
+    try:
+        with says_how_to_go_on(str):
+            do("ready")
+            time.sleep(60)
+    finally:
+        time.sleep(60)
+"""
+
+
+def test_what_is_left_is_done_from_the_inside_out_whatever_fails_or_hangs():
+    process = subprocess.Popen([sys.executable, "-c", LEFT], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline().strip() for _ in range(3)] == [
+        *("an orderly end", "fails", "ready")
+    ]
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert out.split() == ["inner", "fails", "outer", "hangs"]
+    assert process.returncode == 143
+    assert time.monotonic() - start < 3
+
+
 def test_after_the_block_signals_do_what_they_did():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with says_how_to_go_on(str):

@@ -151,6 +151,15 @@ def test_it_stops_early_with_the_checkpoint_of_the_evaluation_that_says_so(tmp_p
     assert look(run).stage == "finished after iteration 4, stopped early"
 
 
+def test_an_evaluation_that_was_asked_for_later_stops_nothing(tmp_path):
+    run = make_run(tmp_path / "run", QUESTIONS, iterations=3, every=2)  # with 0, 2 and 3
+    early = {"metric": "gold_recall", "patience": 1}
+    settings = {"iterations": 9, "early_stop": early}
+    run.write_recipe(recipe(run.path, training=settings, evaluation={"every": 2}))
+    checkpointed(run, 1, 2, 3)
+    assert look(run).stage == "iteration 4 of 9: sampling selections"
+
+
 def test_metrics_are_read_on_and_anew_after_a_resume(run):
     watcher = Watcher(run.path)
 
