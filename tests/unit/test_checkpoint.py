@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, which of them is resumed, and which are kept."""
+"""Folders that are there whole or not at all, and which of them is resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,28 +31,10 @@ from dro_rl.timeline import Timeline
 from dro_rl.tracking.console import Console
 from dro_rl.tracking.run_directory import RunDirectory
 from tests.commands import files
+from tests.savers import Saver, save
 from tests.tiny import make_example, make_recipe
 
 pytestmark = pytest.mark.unit
-
-
-class Saver:
-    """A learner as far as checkpoints know one; with several ranks its state is a folder."""
-
-    def __init__(self, shards: bool = False) -> None:
-        self.shards = shards
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        self.save_state(folder)
-
-    def save_state(self, folder: Path) -> None:
-        state = folder.with_name(f"{folder.name}.learner")
-        if self.shards:
-            state.mkdir()
-            state /= "0"
-        state.write_bytes(b"moments")
 
 
 @pytest.fixture
@@ -64,13 +45,6 @@ def run(tmp_path) -> RunDirectory:
 @pytest.fixture(params=[False, True], ids=["a file", "shards"])
 def learners(request) -> dict[PolicyName, LocalTeam]:
     return {"selector": LocalTeam([Saver(request.param)])}
-
-
-def save(run: RunDirectory, iteration: int, learners, known=None) -> Path:
-    checkpoint.write(run, iteration, learners, known or {})
-    checkpoint.publish(run, iteration)
-    run.write_evaluation(f"iteration-{iteration:04d}", {"iteration": iteration, "em": 0.1}, [])
-    return checkpoint.folder_of(run, iteration)
 
 
 # --- whole or not at all --------------------------------------------------------------------------
@@ -192,97 +166,6 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
     with pytest.raises(ZeroDivisionError), durable.aside(tmp_path / "folder"):
         raise ZeroDivisionError
     assert not list(tmp_path.glob("folder*"))
-
-
-# --- what is kept ---------------------------------------------------------------------------------
-
-
-def kept(run: RunDirectory) -> dict[int, bool]:
-    """The iterations whose policies are there, and whether their states are."""
-    folders = {i: checkpoint.folder_of(run, i) for i in checkpoint.kept(run)}
-    return {i: any(folder.glob("*.learner*")) for i, folder in folders.items()}
-
-
-@pytest.mark.parametrize(
-    ("tracking", "early_stop", "wanted"),
-    [
-        ({}, None, {1: False, 2: False, 3: False, 4: True, 5: True}),
-        ({"keep_last": 1}, None, {5: True}),
-        ({"keep_last": 3}, None, {3: True, 4: True, 5: True}),
-        ({"keep_last": 2, "keep_best": "em"}, None, {2: False, 4: True, 5: True}),
-        ({"keep_last": 1}, {"metric": "em", "patience": 9}, {2: False, 5: True}),
-    ],
-)
-def test_what_is_kept(tmp_path, learners, tracking, early_stop, wanted):
-    recipe = make_recipe(
-        tmp_path,
-        tracking={"run_dir": str(tmp_path / "run"), **tracking},
-        training={"early_stop": early_stop},
-    )
-    run = RunDirectory.create(recipe)
-    run.write_evaluation("iteration-0000", {"iteration": 0, "em": 0.0}, [])
-    for iteration in range(1, 6):
-        save(run, iteration, learners)
-        best = {"iteration": iteration, "em": 0.9 if iteration == 2 else 0.1}
-        run.write_evaluation(f"iteration-{iteration:04d}", best, [])
-        checkpoint.prune(run, recipe)
-    assert kept(run) == wanted
-    assert checkpoint.latest_good(run, print) == 5
-
-
-def test_the_best_is_kept_where_only_some_iterations_are_evaluated(tmp_path, learners):
-    tracking = {"run_dir": str(tmp_path / "run"), "keep_last": 1, "keep_best": "em"}
-    recipe = make_recipe(
-        tmp_path, tracking=tracking, evaluation={"every": 2}, training={"iterations": 7}
-    )
-    run = RunDirectory.create(recipe)
-    found = {0: 0.1, 2: 0.3, 4: 0.9, 6: 0.9, 7: 0.4}
-    best = {1: [1], 2: [2], 3: [2, 3], 4: [4], 5: [4, 5], 6: [4, 6], 7: [4, 7]}
-    for iteration in range(8):
-        if recipe.evaluates(iteration):
-            summary = {"iteration": iteration, "em": found[iteration]}
-            run.write_evaluation(f"iteration-{iteration:04d}", summary, [])
-        if iteration:
-            checkpoint.write(run, iteration, learners, {})
-            checkpoint.publish(run, iteration)
-            checkpoint.prune(run, recipe)
-            assert checkpoint.kept(run) == best[iteration]
-    assert [e["iteration"] for e in run.evaluations()] == [*found]
-
-
-def test_an_evaluation_that_was_asked_for_later_neither_stops_a_run_nor_loses_its_best(
-    tmp_path, learners
-):
-    """Nor does that of an iteration which was the last before the run was given more."""
-    place, early = str(tmp_path / "run"), {"metric": "em", "patience": 1}
-    recipe = make_recipe(
-        tmp_path,
-        tracking={"run_dir": place, "keep_last": 1},
-        evaluation={"every": 2},
-        training={"iterations": 9, "early_stop": early},
-    )
-    run = RunDirectory.create(recipe)
-    for iteration, em in enumerate((0.5, None, 0.6, None)):
-        if em is not None:
-            run.write_evaluation(
-                f"iteration-{iteration:04d}", {"iteration": iteration, "em": em}, []
-            )
-        if iteration:
-            checkpoint.write(run, iteration, learners, {})
-            checkpoint.publish(run, iteration)
-
-    def look(em: float) -> None:
-        run.write_evaluation("iteration-0003", {"iteration": 3, "em": em}, [])
-
-    assert not checkpoint.is_finished(run, recipe)
-    look(0.1)
-    assert not checkpoint.is_finished(run, recipe)
-    assert checkpoint.is_finished(run, make_recipe(tmp_path, training={"early_stop": early}))
-    look(0.9)
-    checkpoint.write(run, 4, learners, {})
-    checkpoint.publish(run, 4)
-    checkpoint.prune(run, recipe)
-    assert checkpoint.kept(run) == [2, 3, 4]  # 3 is what `export --iteration best` takes
 
 
 # --- a started iteration --------------------------------------------------------------------------
