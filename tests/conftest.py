@@ -3,12 +3,17 @@ Python searches for garbage."""
 
 import atexit
 import gc
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 KINDS = ("unit", "integration", "e2e")
+
+# A shell has what it starts in the background ignore Ctrl-C, and all that this starts in turn.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
