@@ -109,8 +109,9 @@ def write(
     head = ["arm", "seeds", "gold recall", "all gold", "over untrained", "p"]
     head += [f"bridge questions ({len(bridge)})"] if bridge else []
     name = "encoder" + "_musique" * (asked.data == "musique") + "_conditional" * asked.conditional
+    command = " ".join(["encoder.py", *sys.argv[1:]]).replace(f" --runs {asked.runs}", "")
     text = (
-        f"`{' '.join(['encoder.py', *sys.argv[1:]])}`: {seconds / 60:.0f} minutes, "
+        f"`{command}`: {seconds / 60:.0f} minutes, "
         f"{asked.workers} arms at a time on a core each, beside whatever else ran.\n\n"
         f"{table(head, rows)}\n"
     )
