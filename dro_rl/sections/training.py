@@ -21,7 +21,7 @@ Watched = Literal["em", "f1", "gold_recall", "bound", "reward"]
 
 
 def best_of(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
-    """The iteration of the first best of a run's evaluations so far, by iteration.
+    """The iteration of the best of a run's evaluations so far, the first of equal ones.
 
     Raises:
         UserError: the metric is not defined on the run's questions.

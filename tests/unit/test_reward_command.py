@@ -1,12 +1,12 @@
 """`dro-rl reward`: one reward in the foreground, and its bad input, in this process."""
 
-import os
 import pdb
 import sys
+from functools import partial
 
 import pytest
 
-from dro_rl.cli import main
+from tests.commands import run_here
 
 pytestmark = pytest.mark.unit
 
@@ -17,22 +17,8 @@ HEADER = "from dro_rl.reward import Reward\n\nclass Mine(Reward):\n"
 @pytest.fixture
 def command(capsys, monkeypatch):
     """Runs `dro-rl WORDS` in this process: its exit code, output and errors."""
-    variables = dict(os.environ)
     monkeypatch.delenv("DRO_RL_OVERRIDES", raising=False)
-
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dro-rl", *words])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    yield command
-    os.environ.clear()
-    os.environ.update(variables)
+    return partial(run_here, capsys)
 
 
 @pytest.fixture
